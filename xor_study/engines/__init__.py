@@ -1,0 +1,210 @@
+"""Engines: different ways to compute the same training, and `train`, the one entry to all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xor_study.catalogue import StudyError, show, suggestion
+from xor_study.data import Batches
+from xor_study.engines import plain, vmap
+from xor_study.network import XORNetwork
+from xor_study.outcome import Recorded
+from xor_study.spec import FIELDS, RunSpec, key_of, run_ids, table_of
+from xor_study.training import DTYPES, Cohort, cohorts
+
+Engine = Callable[[Cohort, bool, Callable[[int], None]], Iterator[tuple[NDArray[np.intp], Recorded, Tensor]]]
+
+ENGINES: dict[str, Engine] = {"plain": plain.train, "vmap": vmap.train}
+AUTO = "auto"
+
+
+@dataclass
+class Progress:
+    """How far a training is; one object, kept up to date.
+
+    Attributes:
+        runs, steps: how many there are, steps counted over all networks.
+        runs_done, steps_done: how many of them are finished.
+        outcomes: of the runs that are finished.
+    """
+
+    runs: int
+    steps: int
+    runs_done: int = 0
+    steps_done: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What training some runs gave. All tables have a row for each run, in the order they were given.
+
+    Attributes:
+        runs: run_id, the fields (named as on the command line), the measures, engine and device.
+        losses: losses at the recorded steps; columns are step numbers, the index is run_id. NaN where a run has
+            fewer steps, or where its loss is NaN.
+        epoch_losses: mean loss of each epoch, likewise.
+        parameters: final parameters by name, shape (runs, *shape). A network that is narrower than the widest is
+            filled up with zeros; `network` gives it as it is.
+        history: all that was noted of every step, a row for each run and step, or None if it was not asked for.
+    """
+
+    runs: pd.DataFrame
+    losses: pd.DataFrame
+    epoch_losses: pd.DataFrame
+    parameters: dict[str, Tensor]
+    history: pd.DataFrame | None
+
+    def network(self, run: int) -> XORNetwork:
+        """Return the trained network of the run at place `run`, on the CPU."""
+        row = self.runs.iloc[run]
+        network = XORNetwork(
+            int(row["hidden"]), row["activation.hidden"], row["activation.output"], dtype=DTYPES[row["dtype"]]
+        )
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                parameter.copy_(self.parameters[name][run][tuple(slice(size) for size in parameter.shape)])
+        return network
+
+
+def check_device(name: str) -> torch.device:
+    """Return the device of that name.
+
+    Raises:
+        StudyError: if it is not "cpu" or "cuda", or if there is no such CUDA device here.
+    """
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise StudyError(f"device={show(name)}: must be cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise StudyError(
+            f"device={show(name)}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here; use device=cpu"
+        )
+    return device
+
+
+def choose_engine(name: str, runs: int) -> str:
+    """Return the engine meant by `name`: "auto" is plain for one run and vmap for more.
+
+    Raises:
+        StudyError: if there is no such engine.
+    """
+    if name == AUTO:
+        return "plain" if runs == 1 else "vmap"
+    if name not in ENGINES:
+        raise StudyError(f"engine={show(name)}: unknown{suggestion(str(name), [AUTO, *ENGINES])}")
+    return name
+
+
+def train(
+    runs: RunSpec | Iterable[RunSpec] | pd.DataFrame,
+    *,
+    engine: str = AUTO,
+    device: str = "cpu",
+    every_step: bool = False,
+    batches: tuple[Any, Any] | None = None,
+    initial: Mapping[str, Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Train networks and say what came of each.
+
+    Args:
+        runs: specs, or a table with one column for each field (missing ones mean the default).
+        engine: "plain", "vmap" or "auto".
+        device: "cpu", "cuda" or "cuda:N".
+        every_step: keep what is noted of every step (`Result.history`) instead of a few dozen losses.
+        batches: recorded inputs (x1, x2), shape (steps, samples) each, for all runs, instead of those of their seeds.
+        initial: initial parameters by name, shape (*shape) or (runs, *shape), instead of those of the seeds.
+        progress: called every now and then, and at the end.
+
+    Raises:
+        StudyError: if anything asked for is not possible; nothing has been trained then.
+    """
+    table = table_of([runs] if isinstance(runs, RunSpec) else runs)
+    chosen = choose_engine(engine, len(table))
+    given = Batches.explicit(*batches) if batches is not None else None
+    groups = list(cohorts(table, check_device(device), given, initial))
+    state = Progress(len(table), int((table["epochs"] * table["iterations"]).sum()))
+    collected = _Collection(table)
+
+    def advance(steps: int) -> None:
+        state.steps_done += steps
+        if progress is not None:
+            progress(state)
+
+    for cohort in groups:
+        for members, recorded, parameters in ENGINES[chosen](cohort, every_step, advance):
+            collected.add(cohort, members, recorded, parameters)
+            state.runs_done += len(members)
+            state.outcomes.update(recorded.measures["outcome"])
+            advance(0)
+    return collected.result(chosen, device)
+
+
+class _Collection:
+    """Puts what the engines yield back into the order of the table."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.table, self.ids = table, run_ids(table)
+        self.pieces: list[tuple[NDArray[np.intp], Recorded]] = []
+        self.parameters: dict[str, Tensor] = {}
+        wide = XORNetwork(int(table["hidden"].max()))
+        dtype = torch.float64 if (table["dtype"] == "float64").any() else torch.float32
+        for name, parameter in wide.named_parameters():
+            self.parameters[name] = torch.zeros(len(table), *parameter.shape, dtype=dtype)
+
+    def add(self, cohort: Cohort, members: NDArray[np.intp], recorded: Recorded, parameters: Tensor) -> None:
+        rows = cohort.rows[members]
+        self.pieces.append((rows, recorded))
+        for name, value in cohort.program.named(parameters.cpu()).items():
+            region = (torch.from_numpy(rows), *(slice(size) for size in value.shape[1:]))
+            self.parameters[name][region] = value.to(self.parameters[name].dtype)
+
+    def result(self, engine: str, device: str) -> Result:
+        order = np.argsort(np.concatenate([rows for rows, _ in self.pieces]), kind="stable")
+        measures = pd.concat([recorded.measures for _, recorded in self.pieces], ignore_index=True).iloc[order]
+        runs = pd.concat(
+            [self.ids, self.table[FIELDS].rename(columns=key_of), measures.reset_index(drop=True)], axis=1
+        ).assign(engine=engine, device=device)
+        losses = self._wide({id(r): (r.steps, r.losses) for _, r in self.pieces}, "step")
+        epochs = self._wide(
+            {id(r): (np.arange(1, r.epoch_losses.shape[1] + 1), r.epoch_losses) for _, r in self.pieces}, "epoch"
+        )
+        return Result(runs, losses, epochs, self.parameters, self._history())
+
+    def _wide(self, values: dict[int, tuple[NDArray[np.int64], NDArray[np.float64]]], name: str) -> pd.DataFrame:
+        columns = np.unique(np.concatenate([numbers for numbers, _ in values.values()]))
+        filled = np.full((len(self.table), len(columns)), np.nan)
+        for rows, recorded in self.pieces:
+            numbers, block = values[id(recorded)]
+            filled[np.ix_(rows, np.searchsorted(columns, numbers))] = block
+        return pd.DataFrame(filled, index=pd.Index(self.ids, name="run_id"), columns=pd.Index(columns, name=name))
+
+    def _history(self) -> pd.DataFrame | None:
+        tables = []
+        for rows, recorded in self.pieces:
+            if recorded.history is None:
+                return None
+            steps = len(recorded.history["loss"])
+            iterations = np.repeat(self.table["iterations"].to_numpy()[rows], steps)
+            columns = {
+                "row": np.repeat(rows, steps),
+                "run_id": np.repeat(self.ids.to_numpy()[rows], steps),
+                "step": np.tile(np.arange(1, steps + 1), len(rows)),
+            }
+            columns["epoch"] = (columns["step"] - 1) // iterations + 1
+            noted = {name: values.T.reshape(-1) for name, values in recorded.history.items()}
+            tables.append(pd.DataFrame(columns | noted))
+        return pd.concat(tables).sort_values(["row", "step"]).drop(columns="row").reset_index(drop=True)

@@ -1,0 +1,94 @@
+"""The plain engine: what a reader would write, and the judge of the other engines.
+
+Autograd, `torch.optim` and `torch.nn.utils.clip_grad_*` on all samples of the batch, one network at a time. It shares
+with the other engines only the forward functions of the catalogues.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xor_study.network import XORNetwork
+from xor_study.outcome import Recorded, Recorder
+from xor_study.training import Cohort, Observation
+
+_CHUNK = 100
+
+
+def train(
+    cohort: Cohort, every_step: bool, progress: Callable[[int], None]
+) -> Iterator[tuple[np.ndarray, Recorded, Tensor]]:
+    """Yield (members of the cohort, their record, their final parameters), a run at a time.
+
+    Args:
+        cohort: runs that share a program.
+        every_step: keep all that is noted of every step.
+        progress: is told how many network-steps have been made since it was last called.
+    """
+    for member in range(len(cohort.rows)):
+        members = np.array([member])
+        recorder = Recorder(cohort, members, every_step)
+        network = _network(cohort, member)
+        take_steps = _trainer(cohort, member, network)
+        for first in range(1, cohort.steps + 1, _CHUNK):
+            steps = range(first, min(first + _CHUNK, cohort.steps + 1))
+            columns = (torch.stack(column)[:, None] for column in zip(*take_steps(steps), strict=True))
+            recorder.add(steps, Observation(*columns))
+            progress(len(steps))
+        right = cohort.program.corners_right(_corner_logits(cohort, network))[None]
+        parameters = nn.utils.parameters_to_vector(network.parameters()).detach()
+        yield members, recorder.finish(right), parameters[None]
+
+
+def _network(cohort: Cohort, member: int) -> XORNetwork:
+    network = copy.deepcopy(cohort.program.network)
+    nn.utils.vector_to_parameters(cohort.parameters[member].clone(), network.parameters())
+    return network.requires_grad_(True)
+
+
+def _corner_logits(cohort: Cohort, network: XORNetwork) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = network(cohort.program.x1, cohort.program.x2, return_logit=True)[:, 0]
+    return logits
+
+
+def _trainer(cohort: Cohort, member: int, network: XORNetwork) -> Callable[[range], Iterator[Observation]]:
+    """Return a function that trains one network over a range of steps and yields what is noted of each."""
+    program = cohort.program
+    own = {
+        group: {**program.constants[group], **{name: float(values[member]) for name, values in numbers.items()}}
+        for group, numbers in cohort.numbers.items()
+    }
+    parameters = list(network.parameters())
+    optimizer = program.optimizer.reference(parameters, **program.optimizer.torch_arguments(**own["optimizer"]))
+    low, high = program.loss.targets
+
+    def take_steps(steps: range) -> Iterator[Observation]:
+        inputs = (torch.from_numpy(bits).to(parameters[0])[..., None] for bits in cohort.batches.inputs(member, steps))
+        for x1, x2 in zip(*inputs, strict=True):  # (n, 1) each
+            target = torch.where(x1 != x2, high, low).to(x1.dtype)
+            logit = network(x1, x2, return_logit=True)
+            prediction = network.output_activation(logit)
+            loss = program.loss.per_sample(logit, prediction, target, **own["loss"]).mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            gradient = nn.utils.parameters_to_vector(p.grad for p in parameters if p.grad is not None)
+            if program.clip.reference is not None:
+                program.clip.reference(parameters, own["clip"]["bound"])
+            logits = _corner_logits(cohort, network)
+            optimizer.step()
+            yield Observation(
+                loss=loss.detach(),
+                grad_norm=torch.linalg.vector_norm(gradient),
+                max_abs_grad=gradient.abs().max(),
+                max_abs_parameter=nn.utils.parameters_to_vector(parameters).detach().abs().max(),
+                max_abs_logit=logits.abs().max(),
+                corners_right=program.corners_right(logits),
+            )
+
+    return take_steps

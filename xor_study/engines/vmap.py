@@ -1,0 +1,111 @@
+"""The vmap engine: `training.step` over many networks at once, on any device.
+
+Networks are trained in blocks of one fixed size, the last one filled up with copies, so that every tensor has the same
+shape whatever else is trained: a run's bits don't depend on its neighbours or on its place among them. The step is
+traced once (`torch.fx`) and then replayed, which spares `torch.func`'s interpretation of every operation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from xor_study.outcome import Recorded, Recorder
+from xor_study.training import Cohort, Observation, step
+
+BLOCK = 512
+_CHUNK = 100
+
+
+def train(
+    cohort: Cohort, every_step: bool, progress: Callable[[int], None]
+) -> Iterator[tuple[np.ndarray, Recorded, Tensor]]:
+    """Yield (members of the cohort, their record, their final parameters), a block at a time.
+
+    Args:
+        cohort: runs that share a program.
+        every_step: keep all that is noted of every step.
+        progress: is told how many network-steps have been made since it was last called.
+    """
+    runs, compiled = len(cohort.rows), None
+    for start in range(0, runs, BLOCK):
+        members = np.minimum(np.arange(start, start + BLOCK), runs - 1)
+        real = min(BLOCK, runs - start)
+        with _one_thread(), torch.no_grad():
+            block = _Block(cohort, members)
+            compiled = compiled or block.trace()
+            recorder = Recorder(cohort, members, every_step)
+            for first in range(1, cohort.steps + 1, _CHUNK):
+                steps = range(first, min(first + _CHUNK, cohort.steps + 1))
+                recorder.add(steps, block.run(compiled, steps))
+                progress(len(steps) * real)
+            logits = torch.vmap(cohort.program.logit)(cohort.program.named(block.parameters))
+            recorded = recorder.finish(cohort.program.corners_right(logits))
+        yield members[:real], recorded.first(real), block.parameters[:real]
+
+
+class _Block:
+    """The state of one block of networks in training."""
+
+    def __init__(self, cohort: Cohort, members: np.ndarray) -> None:
+        self.cohort, self.members = cohort, members
+        self.parameters = cohort.parameters[torch.from_numpy(members)]
+        constants = cohort.program.constants["optimizer"]
+        own = {name: self._tensor(values[members]) for name, values in cohort.numbers["optimizer"].items()}
+        columns = {name: values[:, None] for name, values in own.items()}
+        self.state = cohort.program.optimizer.init(self.parameters, **constants, **columns)
+        self.numbers = {
+            group: {name: self._tensor(values[members]) for name, values in numbers.items()}
+            for group, numbers in cohort.numbers.items()
+        }
+        schedule = cohort.program.optimizer.schedule(cohort.steps, **constants)
+        self.schedule = {name: self._tensor(values) for name, values in schedule.items()}
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.parameters)
+
+    def _counts(self, steps: range) -> Tensor:
+        counts = self.cohort.batches.counts(self.members, steps)
+        wide = np.broadcast_to(counts, (len(steps), len(self.members), counts.shape[-1]))
+        return self._tensor(wide.astype(np.float64))
+
+    def trace(self) -> Callable[..., Any]:
+        """Return one step of the whole block as a flat graph of operations."""
+
+        def one(parameters: Tensor, state: Any, counts: Tensor, schedule: Any, numbers: Any) -> Any:
+            return step(self.cohort.program, parameters, state, counts, schedule, numbers)
+
+        now = {name: values[0] for name, values in self.schedule.items()}
+        arguments = (self.parameters, self.state, self._counts(range(1, 2))[0], now, self.numbers)
+        graph = make_fx(torch.vmap(one, in_dims=(0, 0, 0, None, 0)))(*arguments)
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        return graph
+
+    def run(self, compiled: Callable[..., Any], steps: range) -> Observation:
+        """Make some steps and return what is noted of them, tensors of shape (steps, networks)."""
+        noted = []
+        for index, counts in enumerate(self._counts(steps), start=steps.start - 1):
+            now = {name: values[index] for name, values in self.schedule.items()}
+            self.parameters, self.state, observation = compiled(
+                self.parameters, self.state, counts, now, self.numbers
+            )
+            noted.append(observation)
+        return Observation(*(torch.stack(column) for column in zip(*noted, strict=True)))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch from splitting tensors between threads, where its bits would depend on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

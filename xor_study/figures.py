@@ -1,0 +1,111 @@
+"""Figures, one function each: they take tables and arrays, return a matplotlib figure, and know no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+COLUMN = 3.4
+"""Width of a paper's column in inches."""
+
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"
+"""Of Okabe and Ito's palette, which colour-blind readers can tell apart."""
+
+_STYLE = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 200,
+}
+
+
+def loss_curve(history: pd.DataFrame, title: str) -> Figure:
+    """Return the loss of one run over its steps: every step thin, the mean of each epoch thick.
+
+    Args:
+        history: columns step, epoch and loss.
+        title: what run it is.
+    """
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.3))
+        finite = history[np.isfinite(history["loss"])]
+        axes.plot(finite["step"], finite["loss"], color=BLUE, alpha=0.35, linewidth=0.4, label="each step")
+        epochs = finite.groupby("epoch").agg(step=("step", "mean"), loss=("loss", "mean"))
+        marker = "o" if len(epochs) < 30 else ""
+        axes.plot(epochs["step"], epochs["loss"], color="black", marker=marker, markersize=3, label="mean of an epoch")
+        if len(finite) < len(history):
+            onset = history.loc[~np.isfinite(history["loss"]), "step"].iloc[0]
+            axes.axvline(onset, color=ORANGE, linestyle="--", label=f"not finite from step {onset}")
+        if len(finite) and finite["loss"].max() > 20 * max(finite["loss"].median(), 1e-12) and finite["loss"].min() > 0:
+            axes.set_yscale("log")
+        axes.set(xlabel="step", ylabel="loss", title=title)
+        axes.legend()
+    return figure
+
+
+def decision_boundary(
+    predictions: NDArray[np.float64], extent: tuple[float, float], threshold: float, title: str
+) -> Figure:
+    """Return a network's prediction over the plane, with its decision boundary and the four corners.
+
+    Args:
+        predictions: shape (n, n), row by x2, column by x1, on an even grid.
+        extent: the smallest and the largest coordinate of the grid, on both axes.
+        threshold: the value on the boundary.
+        title: what run it is.
+    """
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.9))
+        grid = np.linspace(*extent, len(predictions))
+        finite = np.isfinite(predictions).all()
+        if finite:
+            away = max(float(np.abs(predictions - threshold).max()), 1e-12)
+            span = min(away, 1.0) if threshold == 0 else 0.5
+            shades = axes.pcolormesh(
+                grid, grid, predictions, cmap="PuOr_r", vmin=threshold - span, vmax=threshold + span, rasterized=True
+            )
+            figure.colorbar(shades, ax=axes, label="prediction")
+            if predictions.min() < threshold < predictions.max():
+                axes.contour(grid, grid, predictions, levels=[threshold], colors="black", linewidths=1)
+        else:
+            axes.text(0.5, 0.5, "the predictions\nare not finite", ha="center", va="center")
+        for (x1, x2), marker, label in (((0, 0), "o", "false"), ((0, 1), "s", "true")):
+            flipped = (1 - x1, 1 - x2)
+            axes.scatter(
+                *zip((x1, x2), flipped, strict=True),
+                marker=marker,
+                s=36,
+                facecolor="white",
+                edgecolor="black",
+                label=label,
+                zorder=3,
+                clip_on=False,
+            )
+        axes.set(xlabel="x1", ylabel="x2", title=title, xlim=extent, ylim=extent, aspect="equal")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    return figure
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure as PNG and PDF with the same bits for the same data, and close it.
+
+    Returns:
+        The paths.
+    """
+    paths = [stem.with_suffix(".png"), stem.with_suffix(".pdf")]
+    figure.savefig(paths[0], metadata={"Software": None})
+    figure.savefig(paths[1], metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    plt.close(figure)
+    return paths

@@ -1,0 +1,181 @@
+"""What came of a run: its outcome and its measures, gathered step by step.
+
+Steps count from 1, and what is noted at step k is the state before the k-th update; "step T + 1" is the state after the
+last one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xor_study.data import CORNERS
+from xor_study.training import Cohort, Observation
+
+OUTCOMES = ("solved", "unsolved", "diverged", "nonfinite")
+
+MEASURES = (
+    "outcome",
+    "accuracy",
+    "solved_step",
+    "first_nonfinite_step",
+    "initial_loss",
+    "final_loss",
+    "min_loss",
+    "max_loss",
+    "max_abs_logit",
+    "max_grad_norm",
+)
+"""The columns that a run's training adds to its table."""
+
+
+def log_spaced(steps: int) -> NDArray[np.int64]:
+    """Return the steps whose losses a sweep records: ten a decade, from 1, the same for every length."""
+    exponents = np.arange(0, 10 * math.log10(steps) + 1e-9)
+    return np.unique(np.round(10 ** (exponents / 10))).astype(np.int64)
+
+
+def threshold_losses(cohort: Cohort) -> NDArray[np.float64]:
+    """Return the mean loss of a network that always answers with the threshold, for each run: log 2 for cross-entropy.
+
+    Returns:
+        shape (runs,).
+    """
+    program = cohort.program
+    logit = torch.zeros(len(cohort.rows), len(CORNERS), dtype=torch.float64)
+    numbers = {name: torch.from_numpy(values)[:, None] for name, values in cohort.numbers["loss"].items()}
+    target = program.target.double().cpu().expand_as(logit)
+    losses = program.loss.per_sample(logit, torch.full_like(logit, 0.5), target, **program.constants["loss"], **numbers)
+    return losses.mean(1).numpy()
+
+
+@dataclass
+class Recorder:
+    """Gathers what is noted of a cohort's runs, a chunk of steps at a time.
+
+    Args:
+        cohort: whose runs are recorded.
+        members: which of them, by their place in the cohort; one may stand several times.
+        every_step: keep all that is noted of every step.
+    """
+
+    cohort: Cohort
+    members: NDArray[np.intp]
+    every_step: bool = False
+    _chunks: list[Observation] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        device = self.cohort.parameters.device
+        self._steps = log_spaced(self.cohort.steps)
+        self._tail = -(-self.cohort.steps // 10)
+
+        def start(value: float, dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.full((len(self.members),), value, dtype=dtype, device=device)
+
+        self._last_wrong, self._first_nonfinite = start(0, torch.int64), start(0, torch.int64)
+        self._min_loss, self._max_loss = start(math.nan), start(math.nan)
+        self._max_logit, self._max_norm, self._tail_sum = start(math.nan), start(math.nan), start(0)
+        self._initial, self._final = start(math.nan), start(math.nan)
+        self._losses = torch.full((len(self._steps), len(self.members)), math.nan, dtype=torch.float64, device=device)
+        self._epochs = torch.zeros((self.cohort.epochs, len(self.members)), dtype=torch.float64, device=device)
+
+    def add(self, steps: range, noted: Observation) -> None:
+        """Take in what was noted at `steps`, tensors of shape (steps, members)."""
+        loss = noted.loss.double()
+        number = torch.arange(steps.start, steps.stop, device=loss.device)[:, None]  # (steps, 1)
+        finite = torch.isfinite(loss) & torch.isfinite(noted.max_abs_grad) & torch.isfinite(noted.max_abs_parameter)
+        onset = torch.where(finite, torch.iinfo(torch.int64).max, number).amin(0)
+        unseen = (self._first_nonfinite == 0) & ~finite.all(0)
+        self._first_nonfinite = torch.where(unseen, onset, self._first_nonfinite)
+        wrong = torch.where(noted.corners_right < len(CORNERS), number, 0).amax(0)
+        self._last_wrong = torch.maximum(self._last_wrong, wrong)
+        self._min_loss = torch.fmin(self._min_loss, _over_steps(torch.fmin, loss))
+        self._max_loss = torch.fmax(self._max_loss, _over_steps(torch.fmax, loss))
+        self._max_logit = torch.fmax(self._max_logit, _over_steps(torch.fmax, noted.max_abs_logit.double()))
+        self._max_norm = torch.fmax(self._max_norm, _over_steps(torch.fmax, noted.grad_norm.double()))
+        self._tail_sum += loss[max(0, self.cohort.steps - self._tail - steps.start + 1) :].sum(0)
+        self._initial = loss[0] if steps.start == 1 else self._initial
+        self._final = loss[-1]
+        for row, recorded in enumerate(self._steps.tolist()):
+            if recorded in steps:
+                self._losses[row] = loss[recorded - steps.start]
+        for epoch in range((steps.start - 1) // self.cohort.iterations, (steps.stop - 2) // self.cohort.iterations + 1):
+            first = epoch * self.cohort.iterations + 1 - steps.start
+            self._epochs[epoch] += loss[max(0, first) : first + self.cohort.iterations].sum(0)
+        if self.every_step:
+            self._chunks.append(noted)
+
+    def finish(self, corners_right: Tensor) -> Recorded:
+        """Return the record of all runs, given how many corners are right in the end, shape (runs,)."""
+        threshold = torch.from_numpy(threshold_losses(self.cohort)[self.members]).to(self._final.device)
+        nonfinite, solved = self._first_nonfinite > 0, corners_right == len(CORNERS)
+        diverged = self._tail_sum / self._tail > 2 * threshold
+        code = torch.where(nonfinite, 3, torch.where(solved, 0, torch.where(diverged, 2, 1)))
+        measures = {
+            "outcome": np.array(OUTCOMES, dtype=object)[code.cpu().numpy()],
+            "accuracy": _numpy(corners_right / len(CORNERS)),
+            "solved_step": _optional(torch.where(solved, self._last_wrong + 1, 0)),
+            "first_nonfinite_step": _optional(self._first_nonfinite),
+            "initial_loss": _numpy(self._initial),
+            "final_loss": _numpy(self._final),
+            "min_loss": _numpy(self._min_loss),
+            "max_loss": _numpy(self._max_loss),
+            "max_abs_logit": _numpy(self._max_logit),
+            "max_grad_norm": _numpy(self._max_norm),
+        }
+        history = None
+        if self.every_step:
+            parts = zip(Observation._fields, zip(*self._chunks, strict=True), strict=True)
+            history = {name: _numpy(torch.cat(part)) for name, part in parts}
+        epoch_losses = _numpy((self._epochs / self.cohort.iterations).T)
+        return Recorded(pd.DataFrame(measures), self._steps, _numpy(self._losses.T), epoch_losses, history)
+
+
+def _numpy(values: Tensor) -> NDArray[np.float64]:
+    return values.double().cpu().numpy()
+
+
+def _optional(steps: Tensor) -> pd.api.extensions.ExtensionArray:
+    """Return step numbers as whole numbers that are missing where they are 0."""
+    numbers = steps.cpu().numpy()
+    return pd.arrays.IntegerArray(numbers, numbers == 0)
+
+
+def _over_steps(combine: Callable[[Tensor, Tensor], Tensor], values: Tensor) -> Tensor:
+    """Return the smallest or largest over the first dimension, NaN ignored."""
+    fill = math.inf if combine is torch.fmin else -math.inf
+    missing = torch.isnan(values)
+    best = torch.where(missing, fill, values)
+    best = best.amin(0) if combine is torch.fmin else best.amax(0)
+    return torch.where(missing.all(0), math.nan, best)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What is known of a cohort's runs after training; every array has a row for each run, in its order.
+
+    Attributes:
+        measures: the columns `MEASURES`.
+        steps: the steps whose losses are recorded.
+        losses: at these steps, shape (runs, len(steps)).
+        epoch_losses: mean of each epoch, shape (runs, epochs).
+        history: all that was noted of every step, shape (steps, runs) each, if it was asked for.
+    """
+
+    measures: pd.DataFrame
+    steps: NDArray[np.int64]
+    losses: NDArray[np.float64]
+    epoch_losses: NDArray[np.float64]
+    history: dict[str, NDArray[np.float64]] | None
+
+    def first(self, runs: int) -> Recorded:
+        """Return the record of the first `runs` runs."""
+        history = self.history and {name: values[:, :runs] for name, values in self.history.items()}
+        return Recorded(self.measures[:runs], self.steps, self.losses[:runs], self.epoch_losses[:runs], history)

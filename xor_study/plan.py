@@ -1,0 +1,357 @@
+"""From a command line to a checked table of runs.
+
+Choices of groups become Hydra nodes here (`register`), made from the catalogues. A sweep is planned as columns: the
+configuration is composed once for each combination of group choices, and the other axes are laid over it as data.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, OverrideType, QuotedString
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from xor_study.catalogue import StudyError, show, suggestion
+from xor_study.engines import check_device, choose_engine
+from xor_study.spec import DECLARED, GROUPS, KEYS, OWN, key_of, run_ids, table_of
+
+CONFIG_NAME = "config"
+SETTINGS = ("engine", "device")
+"""What is the same for a whole sweep and no part of a run."""
+
+CHOICES = (*GROUPS, "activation")
+"""Hydra's config groups of this package."""
+
+_HERE = Path(__file__).resolve().parent
+CONFIG_DIR = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
+"""Beside this file in a wheel, beside the package in a checkout."""
+
+ALIASES = {
+    "learning_rate": "lr",
+    "rate": "lr",
+    "optimizer.lr": "lr",
+    "opt": "optimizer",
+    "initializer": "init",
+    "initialization": "init",
+    "weight_init": "init",
+    "loss_fn": "loss",
+    "criterion": "loss",
+    "hidden_activation": "activation.hidden",
+    "output_activation": "activation.output",
+    "nonlinearity": "activation.hidden",
+    "clipping": "clip",
+    "gradient_clipping": "clip",
+    "max_norm": "clip.bound",
+    "width": "hidden",
+    "hidden_size": "hidden",
+    "units": "hidden",
+    "batch_size": "batch",
+    "n_epochs": "epochs",
+    "steps": "iterations",
+    "precision": "dtype",
+    "random_seed": "seed",
+    "seeds": "seed",
+    "gpu": "device",
+}
+"""Other names that people use, for the hint in a message; nothing is accepted under them."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be trained.
+
+    Attributes:
+        table: the runs, checked and distinct.
+        axes: the keys that the command line sweeps over, as given.
+        engine, device: for all of them.
+        duplicates: how many runs were dropped because they stood twice.
+    """
+
+    table: pd.DataFrame
+    axes: tuple[str, ...]
+    engine: str
+    device: str
+    duplicates: int
+
+
+def register() -> None:
+    """Make a Hydra choice of every entry of the catalogues, holding its parameters with their defaults."""
+    store = ConfigStore.instance()
+    for group, catalogue in GROUPS.items():
+        for name in catalogue:
+            parameters = {key: found.default for key, found in catalogue.parameters(name).items()}
+            store.store(group=group, name=name, node={"name": name, **parameters}, provider="xor_study")
+    for hidden, output in itertools.product(HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS):
+        node = {"hidden": hidden, "output": output}
+        store.store(group="activation", name=f"{hidden}_{output}", node=node, provider="xor_study")
+
+
+def values_of(config: DictConfig) -> dict[str, Any]:
+    """Return a composed configuration as one flat dictionary: fields of a run and settings.
+
+    Raises:
+        StudyError: if a value is missing, refers to something unknown, or is no single value.
+    """
+    try:
+        nested = OmegaConf.to_container(_without_hydra(config), resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise StudyError(one_line(error)) from error
+    assert isinstance(nested, dict)
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict) and key in CHOICES:
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            flat[str(key)] = value
+    for group in GROUPS:
+        flat[group] = flat.pop(f"{group}.name", flat.get(group))
+    for key, value in flat.items():
+        if key not in KEYS and key not in SETTINGS:
+            raise StudyError(f"{key}: unknown key{_hint(key)}")
+        if isinstance(value, dict | list):
+            raise StudyError(f"{key}={show(value)}: must be one value")
+    return {KEYS.get(key, key): value for key, value in flat.items()}
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
+    """Return parsed overrides whose keys exist, later ones of the same key in place of earlier ones.
+
+    Raises:
+        StudyError: if one can't be parsed, has an unknown key or another form than key=value.
+    """
+    parser = OverridesParser.create(config_loader=loader)
+    result: dict[str, Override] = {}
+    for text in overrides:
+        try:
+            (override,) = parser.parse_overrides([text])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise StudyError(f"{show(text)}: {one_line(error)}") from error
+        key = override.key_or_group
+        if not override.is_hydra_override():
+            _check_key(override, text)
+        result.pop(key, None)
+        result[key] = override
+    return list(result.values())
+
+
+def _check_key(override: Override, text: str) -> None:
+    key = override.key_or_group
+    if override.type not in (OverrideType.CHANGE, OverrideType.FORCE_ADD) or override.package is not None:
+        raise StudyError(f"{show(text)}: must be key=value")
+    if key in CHOICES or key in SETTINGS or key in KEYS:
+        return
+    group, _, name = key.partition(".")
+    if group in GROUPS and name == "name":
+        raise StudyError(f"{show(key)}: unknown key; choose with {group}=...")
+    raise StudyError(f"{show(key)}: unknown key{_hint(key)}")
+
+
+def _hint(key: str) -> str:
+    """Return the end of a message about an unknown key: the nearest key, or all that stand at top level."""
+    known = [*CHOICES, *KEYS, *SETTINGS]
+    guesses = [ALIASES[key]] if key in ALIASES else [k for k in known if k.partition(".")[2] == key]
+    guesses = guesses or difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key, ALIASES, n=1)
+    if guesses:
+        return f"; did you mean {' or '.join(dict.fromkeys(ALIASES.get(guess, guess) for guess in guesses))}?"
+    return suggestion(key, sorted({k for k in known if "." not in k}))
+
+
+def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_name: str = CONFIG_NAME) -> Plan:
+    """Return the checked plan of a command line's overrides; nothing is written or trained.
+
+    Args:
+        loader: of the Hydra application.
+        overrides: as typed, such as "lr=0.1,1".
+        sweep: whether an override may be a sweep.
+        config_name: the primary configuration.
+
+    Raises:
+        StudyError: if anything is wrong with any run.
+    """
+    parsed = parse(overrides, loader)
+    fixed = [override.input_line or "" for override in parsed if not override.is_sweep_override()]
+    axes = {override.key_or_group: _axis(override, sweep) for override in parsed if override.is_sweep_override()}
+    for override in parsed:
+        if not override.is_sweep_override():
+            _check_group(override.key_or_group, override.value(), loader)
+    group_axes = [key for key in axes if key in CHOICES]
+    for key in group_axes:
+        for value in axes[key]:
+            _check_group(key, value, loader)
+    value_axes = {key: axes[key] for key in axes if key not in CHOICES}
+    frames, settings = [], {}
+    for combination in itertools.product(*(axes[key] for key in group_axes)):
+        chosen = dict(zip(group_axes, combination, strict=True))
+        config = _compose(loader, config_name, fixed, chosen)
+        values = values_of(config)
+        settings = {name: values.pop(name) for name in SETTINGS}
+        frames.append(_expand(config, values, value_axes))
+    table = table_of(pd.concat(frames, ignore_index=True))
+    table = _in_given_order(table, axes)
+    distinct = table[~run_ids(table).duplicated()].reset_index(drop=True)
+    check_device(settings["device"])
+    engine = choose_engine(settings["engine"], len(distinct))
+    return Plan(distinct, tuple(axes), engine, settings["device"], len(table) - len(distinct))
+
+
+def _axis(override: Override, allowed: bool) -> list[Any]:
+    """Return the values of a sweep, in the order given."""
+    key, text = override.key_or_group, override.input_line or ""
+    if not allowed:
+        raise StudyError(f"{show(text)}: several values; add -m (--multirun) to run them all")
+    if override.is_hydra_override() or key in SETTINGS:
+        raise StudyError(f"{show(text)}: {key} has one value for the whole sweep")
+    if override.is_interval_sweep() or not override.is_discrete_sweep():
+        raise StudyError(f"{show(text)}: needs another sweeper; here use a list (a,b,c), range(start,stop,step) or glob(*)")
+    if isinstance(override._value, Glob) and key not in CHOICES:
+        raise StudyError(f"{show(text)}: glob only chooses from a group ({', '.join(CHOICES)})")
+    try:
+        values = [_plain(value) for value in override.sweep_iterator()]
+    except (HydraException, ValueError, ZeroDivisionError) as error:
+        raise StudyError(f"{show(text)}: {one_line(error)}") from error
+    if not values:
+        raise StudyError(f"{show(text)}: an empty sweep, nothing to run")
+    return values
+
+
+def _plain(value: Any) -> Any:
+    return value.text if isinstance(value, QuotedString) else value
+
+
+def _check_group(key: str, value: Any, loader: ConfigLoader) -> None:
+    if key in CHOICES:
+        known = loader.get_group_options(key)
+        if value not in known:
+            end = suggestion(str(value), known) if key != "activation" else _activation_hint(str(value), known)
+            raise StudyError(f"{key}={show(value)}: unknown{end}")
+
+
+def _activation_hint(value: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(value if "_" in value else f"{value}_sigmoid", known, n=1)
+    guess = f"; did you mean {near[0]}?" if near else ""
+    return f"{guess} (known: HIDDEN_OUTPUT with HIDDEN one of {', '.join(HIDDEN_ACTIVATIONS)} and OUTPUT one of {', '.join(OUTPUT_ACTIVATIONS)})"
+
+
+def _compose(loader: ConfigLoader, config_name: str, fixed: Sequence[str], chosen: Mapping[str, str]) -> DictConfig:
+    lines = [*fixed, *(f"{group}={choice}" for group, choice in chosen.items())]
+    try:
+        config = loader.load_configuration(config_name, lines, run_mode=RunMode.RUN)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise StudyError(_composition_error(lines, chosen, error)) from error
+    return config
+
+
+def _composition_error(lines: Sequence[str], chosen: Mapping[str, str], error: Exception) -> str:
+    """Return why a configuration can't be composed: mostly that a choice does not have the parameter."""
+    for line in lines:
+        group, _, name = line.partition("=")[0].lstrip("+").partition(".")
+        refused = re.search(rf"'{re.escape(f'{group}.{name}')}'", str(error))
+        if name and group in GROUPS and refused:
+            choice = chosen.get(group) or next(
+                (line.partition("=")[2] for line in lines if line.startswith(f"{group}=")), ""
+            )
+            return _no_parameter(group, choice, name)
+    return one_line(error)
+
+
+def _no_parameter(group: str, choice: str, name: str) -> str:
+    known = list(GROUPS[group].parameters(choice)) if choice in GROUPS[group] else []
+    has = f"it has {', '.join(f'{group}.{k}' for k in known)}" if known else "it has none"
+    return f"{group}.{name}: {group}={choice} has no such parameter ({has})" if choice else f"{group}.{name}: unknown key"
+
+
+def _expand(config: DictConfig, values: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    """Return the rows of one combination of groups: `values` everywhere, but for the axes."""
+    for key, given in axes.items():
+        field = KEYS[key]
+        if field not in values:
+            group, _, name = key.partition(".")
+            raise StudyError(_no_parameter(group, str(values[group]), name))
+        for value in given:
+            check_value(field, value, values)
+    for field, value in values.items():
+        check_value(field, value, values)
+    product = list(itertools.product(*axes.values()))
+    columns = {field: [value] * len(product) for field, value in values.items()}
+    columns |= {KEYS[key]: list(column) for key, column in zip(axes, zip(*product, strict=True), strict=True)}
+    columns |= _interpolated(config, axes, columns, len(product))
+    return pd.DataFrame(columns, dtype=object)
+
+
+def check_value(field: str, value: Any, values: Mapping[str, Any]) -> None:
+    """Raise StudyError unless a field may be `value` where the groups are as in `values`; None is always allowed."""
+    if value is None:
+        return
+    choices = DECLARED.get(field)
+    allowed = OWN[field] if choices is None else choices[values[field.split("_", 1)[0]]]
+    allowed.check(value, key_of(field))
+
+
+def _interpolated(
+    config: DictConfig, axes: Mapping[str, Sequence[Any]], columns: Mapping[str, list[Any]], rows: int
+) -> dict[str, list[Any]]:
+    """Return the columns of values that refer to others (`${...}`), resolved after the axes are laid over them."""
+    raw = {KEYS[key]: value for key, value in _leaves(config) if key in KEYS and isinstance(value, str) and "${" in value}
+    raw = {field: text for field, text in raw.items() if key_of(field) not in axes}
+    if not raw:
+        return {}
+    result: dict[str, list[Any]] = {field: [] for field in raw}
+    seen: dict[tuple[Any, ...], dict[str, Any]] = {}
+    mentioned = [key for key in axes if any(re.search(rf"\b{re.escape(key)}\b", text) for text in raw.values())]
+    for row in range(rows):
+        combination = tuple(columns[KEYS[key]][row] for key in mentioned)
+        if combination not in seen:
+            for key, value in zip(mentioned, combination, strict=True):
+                OmegaConf.update(config, key, value)
+            seen[combination] = values_of(config)
+        for field in raw:
+            result[field].append(seen[combination][field])
+    return result
+
+
+def _leaves(config: DictConfig) -> Iterator[tuple[str, Any]]:
+    nested = OmegaConf.to_container(_without_hydra(config), resolve=False)
+    assert isinstance(nested, dict)
+    for key, value in nested.items():
+        if isinstance(value, dict) and key in CHOICES:
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            yield str(key), value
+
+
+def _in_given_order(table: pd.DataFrame, axes: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    """Return the runs sorted as the axes were given: the last axis varies fastest."""
+    places = {}
+    for key in axes:
+        columns = ["activation_hidden", "activation_output"] if key == "activation" else [KEYS[key]]
+        for column in columns:
+            order = {value: place for place, value in enumerate(table[column].unique())}
+            places[f"{key}/{column}"] = table[column].map(order)
+    if not places:
+        return table
+    return table.loc[pd.DataFrame(places).sort_values(list(places), kind="stable").index].reset_index(drop=True)
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of what an error says, and of its cause."""
+    lines = [str(e).strip().splitlines()[0].strip() for e in (error, error.__cause__) if e is not None and str(e).strip()]
+    return "; ".join(dict.fromkeys(lines)) or type(error).__name__
+

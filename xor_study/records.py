@@ -1,0 +1,131 @@
+"""Results as files: tables written whole or not at all, with where they come from."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from xor_study.catalogue import StudyError
+from xor_study.engines import Result
+
+RUNS, LOSSES, HISTORY, WEIGHTS, CONFIG = "runs.csv", "losses.npz", "history.csv", "weights.pt", "config.yaml"
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
+    """Let `write` fill a temporary file beside `path`, force it to the disk and give it its name: whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+@cache
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_folder(folder: Path) -> None:
+    """Raise StudyError if results can't go into `folder`, or if it holds some already; nothing is made."""
+    if (folder / RUNS).exists():
+        raise StudyError(f"{folder}: holds {RUNS} already; choose another folder or move it away")
+    nearest = next((parent for parent in (folder, *folder.absolute().parents) if parent.exists()), Path("/"))
+    if not nearest.is_dir():
+        raise StudyError(f"{folder}: {nearest} is a file, not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise StudyError(f"{folder}: no permission to write in {nearest}")
+
+
+@cache
+def git_commit() -> str | None:
+    """Return the commit of the checkout that this package lies in (with "-dirty" if it differs), or None outside one."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}-dirty" if commit and git("status", "--porcelain", "--", str(here)) else commit
+
+
+def provenance() -> dict[str, str | None]:
+    """Return what made a result: columns of `runs.csv`."""
+    from xor_study import __version__
+
+    return {"torch_version": torch.__version__, "package_version": __version__, "git_commit": git_commit()}
+
+
+def runs_table(result: Result) -> pd.DataFrame:
+    """Return the table of runs as it is written: what each is, what came of it and what made it."""
+    return result.runs.assign(**provenance())
+
+
+def write_table(path: Path, table: pd.DataFrame) -> Path:
+    """Write a table as CSV. A missing value is an empty cell; NaN and infinity are data: `nan`, `inf`."""
+    text = pd.DataFrame({name: _as_text(column) for name, column in table.items()})
+    return write_atomically(path, lambda stream: stream.write(text.to_csv(index=False, lineterminator="\n").encode()))
+
+
+_MEASURED = ("_loss", "loss", "_logit", "_norm")
+
+
+def _as_text(column: pd.Series[Any]) -> pd.Series[Any]:
+    measured = str(column.name).endswith(_MEASURED) and pd.api.types.is_float_dtype(column)
+    return column.map(repr).replace({"-inf": "-inf"}) if measured else column
+
+
+def read_runs(folder: Path) -> pd.DataFrame:
+    """Return `runs.csv` of a folder, with the types it was written from where a column has them all."""
+    return pd.read_csv(folder / RUNS, dtype={"run_id": str, "git_commit": str, "batch": str})
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Write the runs and the recorded losses; the runs last, so where they stand everything stands."""
+    arrays = {
+        "run_id": result.runs["run_id"].to_numpy(dtype=str),
+        "steps": result.losses.columns.to_numpy(),
+        "losses": result.losses.to_numpy(),
+        "epoch_losses": result.epoch_losses.to_numpy(),
+    }
+    write_atomically(folder / LOSSES, lambda stream: np.savez_compressed(stream, **arrays))
+    write_table(folder / RUNS, runs_table(result))
+
+
+def write_weights(folder: Path, result: Result) -> None:
+    """Write the parameters of a single run, for `torch.load(..., weights_only=True)`."""
+    buffer = io.BytesIO()
+    torch.save(result.network(0).state_dict(), buffer)
+    write_atomically(folder / WEIGHTS, lambda stream: stream.write(buffer.getvalue()))
+
+
+def write_history(folder: Path, result: Result) -> None:
+    """Write what was noted of every step of a single run."""
+    assert result.history is not None
+    table = result.history.drop(columns=["run_id", "max_abs_grad", "max_abs_parameter"])
+    table["accuracy"] = table.pop("corners_right") / 4
+    write_table(folder / HISTORY, table)

@@ -1,0 +1,103 @@
+"""The command line: `python -m xor_study.run [-m] [key=value ...]`, also installed as `xor-study`.
+
+Hydra composes the configuration; this module checks it before Hydra makes a folder, and says what is wrong in one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+import pandas as pd
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from xor_study import plan, records, runner
+from xor_study.catalogue import StudyError
+from xor_study.engines import check_device, choose_engine
+from xor_study.spec import table_of
+
+VERSION_BASE = "1.3"
+
+
+def main() -> None:
+    """Run what the command line asks for; end with exit code 1 and one line if it can't be done."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # makes Hydra raise its errors instead of printing them
+    arguments = get_args_parser().parse_args()
+    try:
+        _register()
+        _check(arguments)
+        hydra.main(version_base=VERSION_BASE, config_path=str(plan.CONFIG_DIR), config_name=plan.CONFIG_NAME)(_task)()
+    except (StudyError, HydraException, OmegaConfBaseException, OSError) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(error: Exception) -> NoReturn:
+    print(f"error: {plan.one_line(error)}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _register() -> None:
+    """Make the choices and the sweeper known, also where Hydra does not discover an editable install's plugins."""
+    plugins = Plugins.instance()
+    from hydra_plugins.xor_study_sweeper import XORStudySweeper
+
+    plugins.register(XORStudySweeper)
+    plan.register()
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Check a command line that is to train something, before Hydra makes a folder for it."""
+    if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
+        return
+    overrides = list(arguments.overrides)
+    if arguments.config_dir:
+        overrides.append(f"hydra.searchpath=[file://{Path(arguments.config_dir).absolute()}]")
+    config_dir = str(Path(arguments.config_path or plan.CONFIG_DIR).absolute())
+    config_name = arguments.config_name or plan.CONFIG_NAME
+    with hydra.initialize_config_dir(config_dir, version_base=VERSION_BASE):
+        loader = GlobalHydra.instance().config_loader()
+        parsed = plan.parse(overrides, loader)
+        modes = {override.key_or_group: override.value() for override in parsed if not override.is_sweep_override()}
+        if arguments.multirun or modes.get("hydra.mode") == RunMode.MULTIRUN.name:
+            return  # the sweeper plans the rest, also before anything is written
+        planned = plan.plan(loader, overrides, sweep=False, config_name=config_name)
+        if arguments.cfg:
+            return
+        config = loader.load_configuration(config_name, overrides, run_mode=RunMode.RUN)
+        HydraConfig.instance().set_config(config)
+        records.check_folder(Path(config.hydra.run.dir))
+        assert len(planned.table) == 1
+
+
+def _task(config: DictConfig) -> None:
+    """Train the single run that a composed configuration describes, in the folder Hydra made for it."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        values = plan.values_of(config)
+        settings = {name: str(values.pop(name)) for name in plan.SETTINGS}
+        check_device(settings["device"])
+        for field, value in values.items():
+            plan.check_value(field, value, values)
+        table = table_of(pd.DataFrame([values], dtype=object))
+        (folder / records.CONFIG).write_text(OmegaConf.to_yaml(config))
+        runner.run_one(table, choose_engine(settings["engine"], 1), settings["device"], folder)
+    except (StudyError, OSError) as error:
+        _fail(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""What a person at a terminal sees: progress, the summary of a run, the table of a sweep."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from xor_study.data import CORNERS, TARGETS
+from xor_study.engines import Progress, Result
+from xor_study.outcome import OUTCOMES
+
+COLOURS = {"solved": "green", "unsolved": "yellow", "diverged": "magenta", "nonfinite": "red"}
+MOST_ROWS = 200
+
+
+def console() -> Console:
+    """Return the console of standard output, wide enough not to fold a table where output is no terminal."""
+    plain = Console(highlight=False)
+    return plain if plain.is_terminal else Console(highlight=False, width=200)
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{(task.speed or 0) / 1e3:,.0f}k network-steps/s" if task.speed else "")
+
+
+@contextlib.contextmanager
+def progress_bar(runs: int) -> Iterator[Callable[[Progress], None]]:
+    """Show a bar that the function given follows: runs done, outcomes so far, network-steps a second, time left."""
+    show_runs = [TextColumn("{task.fields[runs]} runs"), TextColumn("{task.fields[outcomes]}")] if runs > 1 else []
+    columns: list[ProgressColumn] = [SpinnerColumn(), BarColumn(), *show_runs, _Speed(), TimeRemainingColumn()]
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=None, runs="", outcomes="")
+
+        def follow(progress: Progress) -> None:
+            outcomes = ", ".join(
+                f"[{COLOURS[name]}]{progress.outcomes[name]} {name}[/]" for name in OUTCOMES if progress.outcomes[name]
+            )
+            bars.update(
+                task,
+                total=progress.steps,
+                completed=progress.steps_done,
+                runs=f"{progress.runs_done}/{progress.runs}",
+                outcomes=outcomes,
+            )
+
+        yield follow
+
+
+def show_run(result: Result, predictions: Sequence[float], files: Sequence[Path]) -> None:
+    """Print the summary of a single run: loss of each epoch, the four predictions, the outcome, the files."""
+    out, run = console(), result.runs.iloc[0]
+    losses = result.epoch_losses.iloc[0]
+    out.print("epoch  mean loss")
+    shown = losses if len(losses) <= 20 else pd.concat([losses[:10], losses[-10:]])
+    for epoch, loss in shown.items():
+        out.print(f"{epoch:5d}  {loss:.6g}")
+    out.print()
+    out.print("x1 x2  prediction  target")
+    for (x1, x2), prediction, target in zip(CORNERS, predictions, TARGETS, strict=True):
+        out.print(f" {x1}  {x2}  {prediction:10.6f}  {int(target):6d}")
+    out.print()
+    out.print(_verdict(run))
+    for path in files:
+        out.print(f"  {path}", soft_wrap=True)
+
+
+def _verdict(run: Mapping[str, Any]) -> str:
+    outcome = run["outcome"]
+    details = f"accuracy {run['accuracy']:g}, final loss {run['final_loss']:.6g}"
+    if outcome == "solved":
+        details += f", all corners right from step {run['solved_step']}"
+    if outcome == "nonfinite":
+        details += f", not finite from step {run['first_nonfinite_step']}"
+    return f"outcome: [{COLOURS[outcome]}]{outcome}[/] ({details})"
+
+
+def show_sweep(runs: pd.DataFrame, axes: Sequence[str], path: Path) -> None:
+    """Print how many runs of each cell came to which outcome, seeds collapsed, and where the table is."""
+    out = console()
+    keys = [column for axis in axes if axis != "seed" for column in _columns(axis)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for key in keys:
+        table.add_column(key, no_wrap=True)
+    for name in ("runs", *OUTCOMES):
+        table.add_column(name, justify="right", no_wrap=True)
+    cells = [((), runs)] if not keys else runs.groupby(keys, sort=False, dropna=False)
+    rows = 0
+    for cell, members in cells:
+        rows += 1
+        if rows > MOST_ROWS:
+            continue
+        counts = members["outcome"].value_counts()
+        values = [_share(int(counts.get(name, 0)), len(members), COLOURS[name]) for name in OUTCOMES]
+        table.add_row(*(f"{value:g}" if isinstance(value, float) else str(value) for value in cell), str(len(members)), *values)
+    out.print(table)
+    if rows > MOST_ROWS:
+        out.print(f"... and {rows - MOST_ROWS} more cells")
+    out.print(f"{len(runs)} runs: {path}", soft_wrap=True)
+
+
+def _columns(axis: str) -> list[str]:
+    return ["activation.hidden", "activation.output"] if axis == "activation" else [axis]
+
+
+def _share(count: int, runs: int, colour: str) -> str:
+    return f"[{colour}]{count} ({count / runs:.0%})[/]" if count else "-"
