@@ -109,7 +109,7 @@ def values_of(config: DictConfig) -> dict[str, Any]:
     try:
         nested = OmegaConf.to_container(_without_hydra(config), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise StudyError(one_line(error)) from error
+        raise StudyError(f"{error.full_key}: {one_line(error)}") from error
     assert isinstance(nested, dict)
     flat: dict[str, Any] = {}
     for key, value in nested.items():
@@ -143,7 +143,7 @@ def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
         try:
             (override,) = parser.parse_overrides([text])
         except (HydraException, OmegaConfBaseException) as error:
-            raise StudyError(f"{show(text)}: {one_line(error)}") from error
+            raise StudyError(f"{show(text)}: can't be read ({one_line(error)})") from error
         key = override.key_or_group
         if not override.is_hydra_override():
             _check_key(override, text)
@@ -351,7 +351,9 @@ def _in_given_order(table: pd.DataFrame, axes: Mapping[str, Sequence[Any]]) -> p
 
 
 def one_line(error: BaseException) -> str:
-    """Return the first line of what an error says, and of its cause."""
-    lines = [str(e).strip().splitlines()[0].strip() for e in (error, error.__cause__) if e is not None and str(e).strip()]
+    """Return what an error says as one line: its first line and, for an error that is not ours, its cause's."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    errors = [error] if isinstance(error, StudyError) else [error, error.__cause__]
+    lines = [str(e).strip().splitlines()[0].strip(" .") for e in errors if e is not None and str(e).strip()]
     return "; ".join(dict.fromkeys(lines)) or type(error).__name__
-

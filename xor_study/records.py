@@ -44,15 +44,17 @@ def _umask() -> int:
     return mask
 
 
-def check_folder(folder: Path) -> None:
-    """Raise StudyError if results can't go into `folder`, or if it holds some already; nothing is made."""
+def check_folder(key: str, folder: Path) -> None:
+    """Raise StudyError if results can't go into `folder`, set by `key`, or if it holds some already; nothing is left."""
     if (folder / RUNS).exists():
-        raise StudyError(f"{folder}: holds {RUNS} already; choose another folder or move it away")
-    nearest = next((parent for parent in (folder, *folder.absolute().parents) if parent.exists()), Path("/"))
+        raise StudyError(f"{key}={folder}: holds {RUNS} already; choose another folder or move it away")
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not nearest.is_dir():
-        raise StudyError(f"{folder}: {nearest} is a file, not a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise StudyError(f"{folder}: no permission to write in {nearest}")
+        raise StudyError(f"{key}={folder}: {nearest} is a file; must be a folder")
+    try:
+        tempfile.TemporaryDirectory(dir=nearest, prefix=".xor_study").cleanup()
+    except OSError as error:
+        raise StudyError(f"{key}={folder}: can't write in {nearest} ({error.strerror})") from error
 
 
 @cache

@@ -33,7 +33,9 @@ VERSION_BASE = "1.3"
 def main() -> None:
     """Run what the command line asks for; end with exit code 1 and one line if it can't be done."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # makes Hydra raise its errors instead of printing them
-    arguments = get_args_parser().parse_args()
+    parser = get_args_parser()
+    arguments = parser.parse_args()
+    _check_usage(parser, arguments)
     try:
         _register()
         _check(arguments)
@@ -43,6 +45,15 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         sys.exit(130)
+
+
+def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """End with argparse's exit code 2 where Hydra would end in a traceback."""
+    actions = {name: getattr(arguments, name) for name in ("run", "multirun", "cfg", "info", "shell_completion")}
+    if sum(bool(value) for value in actions.values()) > 1:
+        parser.error(f"only one of {', '.join('--' + name.replace('_', '-') for name in actions)} at a time")
+    if arguments.resolve and not (arguments.cfg or arguments.help):
+        parser.error("--resolve goes with --cfg or --help")
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -74,13 +85,12 @@ def _check(arguments: argparse.Namespace) -> None:
         modes = {override.key_or_group: override.value() for override in parsed if not override.is_sweep_override()}
         if arguments.multirun or modes.get("hydra.mode") == RunMode.MULTIRUN.name:
             return  # the sweeper plans the rest, also before anything is written
-        planned = plan.plan(loader, overrides, sweep=False, config_name=config_name)
+        plan.plan(loader, overrides, sweep=False, config_name=config_name)
         if arguments.cfg:
             return
         config = loader.load_configuration(config_name, overrides, run_mode=RunMode.RUN)
         HydraConfig.instance().set_config(config)
-        records.check_folder(Path(config.hydra.run.dir))
-        assert len(planned.table) == 1
+        records.check_folder("hydra.run.dir", Path(config.hydra.run.dir))
 
 
 def _task(config: DictConfig) -> None:

@@ -38,7 +38,8 @@ def progress_bar(runs: int) -> Iterator[Callable[[Progress], None]]:
     """Show a bar that the function given follows: runs done, outcomes so far, network-steps a second, time left."""
     show_runs = [TextColumn("{task.fields[runs]} runs"), TextColumn("{task.fields[outcomes]}")] if runs > 1 else []
     columns: list[ProgressColumn] = [SpinnerColumn(), BarColumn(), *show_runs, _Speed(), TimeRemainingColumn()]
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    errors = Console(stderr=True)
+    with Bars(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bars:
         task = bars.add_task("", total=None, runs="", outcomes="")
 
         def follow(progress: Progress) -> None:
