@@ -217,14 +217,14 @@ def cohorts(
         ).requires_grad_(False)
         constants: dict[str, dict[str, Any]] = {group: {} for group in _TRAINED_GROUPS}
         numbers: dict[str, dict[str, NDArray[np.float64]]] = {group: {} for group in _TRAINED_GROUPS}
-        numbers["optimizer"]["lr"] = members["lr"].to_numpy(np.float64)
+        numbers["optimizer"]["lr"] = members["lr"].to_numpy(np.float64, copy=True)
         for group in _TRAINED_GROUPS:
             for name, value in parameters_of_group(first, group).items():
                 declared = DECLARED[f"{group}_{name}"][first[group]]
                 if declared.structural or value == 0:
                     constants[group][name] = value
                 else:
-                    numbers[group][name] = members[f"{group}_{name}"].to_numpy(np.float64)
+                    numbers[group][name] = members[f"{group}_{name}"].to_numpy(np.float64, copy=True)
         own_batches = batches or Batches.of(first["batch"], members["seed"])
         program = Program(
             network,

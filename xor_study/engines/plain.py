@@ -6,6 +6,7 @@ with the other engines only the forward functions of the catalogues.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator
 
@@ -37,12 +38,25 @@ def train(
         take_steps = _trainer(cohort, member, network)
         for first in range(1, cohort.steps + 1, _CHUNK):
             steps = range(first, min(first + _CHUNK, cohort.steps + 1))
-            columns = (torch.stack(column)[:, None] for column in zip(*take_steps(steps), strict=True))
+            with _default_dtype(cohort.parameters.dtype):
+                noted = list(take_steps(steps))
+            columns = (torch.stack(column)[:, None] for column in zip(*noted, strict=True))
             recorder.add(steps, Observation(*columns))
             progress(len(steps))
         right = cohort.program.corners_right(_corner_logits(cohort, network))[None]
         parameters = nn.utils.parameters_to_vector(network.parameters()).detach()
         yield members, recorder.finish(right), parameters[None]
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make `dtype` torch's default: its NAdam keeps the product of momenta in the default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _network(cohort: Cohort, member: int) -> XORNetwork:

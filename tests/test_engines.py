@@ -1,0 +1,257 @@
+"""The engines agree with each other, and a run's bits are its own."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from devices import DEVICES
+
+from xor_study import Progress, RunSpec, StudyError, train
+from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from xor_study.data import Batches
+from xor_study.engines import vmap
+from xor_study.losses import LOSSES
+from xor_study.optimizers import CLIPPINGS, OPTIMIZERS
+
+STEPS = {"epochs": 5, "iterations": 100}
+SPREAD: list[dict[str, Any]] = [
+    {},
+    {"lr": 1.0, "batch": "full"},
+    {"optimizer_momentum": 0.9, "lr": 0.1, "clip": "norm", "clip_bound": 0.1},
+    {"optimizer_momentum": 0.5, "optimizer_nesterov": True, "optimizer_weight_decay": 0.01, "lr": 0.3},
+    {"optimizer": "adam", "activation_hidden": "gelu", "loss": "binary_cross_entropy_with_logits"},
+    {"optimizer": "adam", "lr": 0.1, "loss": "hinge", "activation_output": "identity", "init": "he_uniform"},
+    {"optimizer": "adamw", "activation_hidden": "silu", "loss": "mean_squared_error", "batch": 5},
+    {"optimizer": "nadam", "activation_hidden": "elu", "loss": "binary_cross_entropy_naive"},
+    {"optimizer": "radam", "activation_hidden": "softplus", "loss": "huber", "loss_delta": 0.25},
+    {"optimizer": "rmsprop", "activation_hidden": "celu", "loss": "binary_cross_entropy_clipped", "batch": 33, "lr": 0.003},
+    {"optimizer": "rmsprop", "optimizer_momentum": 0.5, "optimizer_centered": True, "activation_hidden": "mish"},
+    {"optimizer": "adagrad", "activation_hidden": "softsign", "optimizer_initial_accumulator_value": 0.1},
+    {"optimizer": "adadelta", "activation_hidden": "selu", "clip": "value", "clip_bound": 0.01},
+    {"activation_hidden": "relu", "init": "he_normal", "lr": 0.1},
+    {"activation_hidden": "leaky_relu", "activation_output": "identity", "loss": "mean_squared_error", "lr": 0.05},
+    {"activation_hidden": "hard_tanh", "activation_output": "hard_sigmoid", "lr": 0.1},
+    {"activation_hidden": "sigmoid", "activation_output": "tanh", "loss": "mean_squared_error", "lr": 0.1},
+    {"activation_hidden": "identity", "loss": "mean_absolute_error", "init": "orthogonal", "lr": 0.1},
+    {"hidden": 1, "init": "torch_default", "gain": 2.0, "bias": 0.1, "lr": 0.1},
+    {"hidden": 20, "init": "lecun_normal", "loss": "hinge", "clip": "norm", "lr": 0.05},
+]
+
+
+def test_the_spread_is_wide() -> None:
+    specs = [RunSpec(**fields) for fields in SPREAD]
+    for field, catalogue in (
+        ("optimizer", OPTIMIZERS),
+        ("loss", LOSSES),
+        ("clip", CLIPPINGS),
+        ("activation_hidden", HIDDEN_ACTIVATIONS),
+        ("activation_output", OUTPUT_ACTIVATIONS),
+    ):
+        assert {getattr(spec, field) for spec in specs} == set(catalogue)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
+@pytest.mark.parametrize("fields", SPREAD, ids=lambda fields: "-".join(str(value) for value in fields.values()))
+def test_vmap_equals_plain(fields: dict[str, Any], dtype: str, tolerance: float, device: str) -> None:
+    specs = [RunSpec(dtype=dtype, seed=seed, **STEPS, **fields) for seed in (0, 7)]
+    plain, fast = (train(specs, engine=engine, device=device, every_step=True) for engine in ("plain", "vmap"))
+    for name, expected in plain.parameters.items():
+        assert (fast.parameters[name] - expected).abs().max().item() <= tolerance, name
+    assert plain.history is not None
+    assert fast.history is not None
+    for column in ("loss", "grad_norm", "max_abs_logit", "max_abs_grad", "max_abs_parameter"):
+        size = np.maximum(1, plain.history[column].abs())
+        assert ((fast.history[column] - plain.history[column]).abs() / size).max() <= tolerance, column
+    assert list(fast.runs["outcome"]) == list(plain.runs["outcome"])
+
+
+CHANGING = [
+    {"optimizer_momentum": 0.3, "clip": "norm"},
+    {"optimizer": "adam", "activation_hidden": "gelu", "loss": "binary_cross_entropy_with_logits"},
+    {"optimizer": "rmsprop", "activation_hidden": "softplus", "init": "glorot_normal", "dtype": "float64"},
+    {"optimizer": "nadam", "activation_hidden": "mish", "loss": "huber", "hidden": 3, "batch": 40},
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("fields", CHANGING, ids=lambda fields: "-".join(str(value) for value in fields.values()))
+def test_a_runs_bits_depend_on_nothing_else(fields: dict[str, Any], device: str) -> None:
+    """Alone, in a group of 7 or of 1,000, at any place in it, whatever the number of threads."""
+
+    def final(seeds: list[int], place: int) -> list[torch.Tensor]:
+        specs = [RunSpec(seed=seed, lr=0.01 + seed % 5, epochs=2, iterations=20, **fields) for seed in seeds]
+        result = train(specs, engine="vmap", device=device)
+        losses = torch.from_numpy(result.losses.to_numpy()[place].copy())
+        return [losses, *(value[place] for value in result.parameters.values())]
+
+    crowd = list(range(1, 1000))
+    alone = final([0], 0)
+    others = [final([*range(1, place + 1), 0, *range(place + 1, 7)], place) for place in (0, 3, 6)]
+    others += [final([*crowd[:place], 0, *crowd[place:]], place) for place in (0, 511, 512, 777, 999)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2 if threads == 1 else 1)
+    others.append(final([*crowd[:100], 0, *crowd[100:]], 100))
+    torch.set_num_threads(threads)
+    for other in others:
+        for expected, value in zip(alone, other, strict=True):
+            assert torch.equal(expected, value)
+
+
+def test_plain_runs_are_their_own_too() -> None:
+    specs = [RunSpec(seed=seed, epochs=1, iterations=50) for seed in range(3)]
+    together = train(specs, engine="plain")
+    for place, spec in enumerate(specs):
+        alone = train(spec, engine="plain")
+        assert torch.equal(alone.parameters["hidden.weight"][0], together.parameters["hidden.weight"][place])
+
+
+DIVERGING = [
+    {"loss": "binary_cross_entropy_naive", "lr": 10.0},
+    {"loss": "binary_cross_entropy_naive", "lr": 1000.0},
+    {
+        "loss": "mean_squared_error",
+        "lr": 1e3,
+        "activation_hidden": "relu",
+        "activation_output": "identity",
+        "init": "he_uniform",
+    },
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("batch", [32, 3])
+@pytest.mark.parametrize("fields", DIVERGING, ids=["naive-10", "naive-1000", "relu-mse-1000"])
+def test_the_onset_of_nan_is_the_same(fields: dict[str, Any], batch: int, device: str) -> None:
+    """A batch of 3 always lacks a corner, which must contribute nothing rather than 0 times infinity."""
+    specs = [RunSpec(seed=seed, epochs=1, iterations=400, batch=batch, **fields) for seed in range(12)]
+    plain, fast = (train(specs, engine=engine, device=device).runs for engine in ("plain", "vmap"))
+    onsets = plain["first_nonfinite_step"]
+    assert list(plain["outcome"]) == list(fast["outcome"])
+    assert onsets.notna().sum() >= 6
+    assert onsets.fillna(0).tolist() == fast["first_nonfinite_step"].fillna(0).tolist()
+
+
+@pytest.mark.parametrize("engine", ["plain", "vmap"])
+@pytest.mark.parametrize(("last", "outcome"), [((0, 0), "unsolved"), ((1, 1), "nonfinite")])
+def test_an_absent_corner_contributes_nothing(last: tuple[int, int], outcome: str, engine: str) -> None:
+    """The prediction for (1, 1) is exactly 1, where the naive loss is not finite; that matters only if it is drawn."""
+    initial = {
+        "hidden.weight": torch.full((8, 2), 20.0),
+        "hidden.bias": torch.full((8,), -30.0),  # so every unit is an "and": tanh(10), else tanh(-10) or less
+        "output.weight": torch.full((1, 8), 3.0),
+        "output.bias": torch.full((1,), 23.0),
+    }
+    batches = ([[0, 0, 1, last[0]]] * 2, [[0, 1, 0, last[1]]] * 2)
+    spec = RunSpec(loss="binary_cross_entropy_naive", epochs=1, iterations=2, lr=1e-3)
+    (run,) = train(spec, engine=engine, batches=batches, initial=initial).runs.to_dict("records")
+    assert run["outcome"] == outcome
+    assert run["max_abs_logit"] == pytest.approx(47, abs=0.1)
+
+
+def test_given_batches_and_weights_are_used() -> None:
+    """One step of gradient descent from known weights, by hand: d loss / d z = (p - y) / n."""
+    initial = {
+        "hidden.weight": np.arange(16).reshape(8, 2) / 10,
+        "hidden.bias": np.zeros(8),
+        "output.weight": np.linspace(-1, 1, 8)[None],
+        "output.bias": np.array([0.1]),
+    }
+    x1, x2 = np.array([[1, 0, 1]]), np.array([[0, 0, 1]])
+    x = np.stack([x1[0], x2[0]], 1)
+    hidden = np.tanh(x @ initial["hidden.weight"].T)
+    error = 1 / (1 + np.exp(-(hidden @ initial["output.weight"][0] + 0.1))) - (x1 != x2)[0]
+    expected = initial["output.weight"][0] - 0.5 * error @ hidden / 3
+    spec = RunSpec(epochs=1, iterations=1, lr=0.5, dtype="float64")
+    for engine in ("plain", "vmap"):
+        result = train(spec, engine=engine, batches=(x1, x2), initial=initial)
+        assert result.parameters["output.weight"][0, 0].numpy() == pytest.approx(expected, abs=1e-15)
+
+
+def test_initial_weights_may_differ_between_runs() -> None:
+    specs = [RunSpec(epochs=1, iterations=1, lr=0.0, seed=seed) for seed in range(3)]
+    wide = train(specs).parameters
+    moved = {name: value + torch.arange(3.0).reshape(3, *[1] * (value.ndim - 1)) for name, value in wide.items()}
+    result = train(specs, engine="vmap", initial=moved)
+    for name, value in moved.items():
+        assert torch.equal(result.parameters[name], value)
+
+
+def test_rows_keep_their_order_and_widths_may_mix() -> None:
+    specs = [
+        RunSpec(optimizer=optimizer, hidden=hidden, seed=seed, epochs=1, iterations=iterations)
+        for seed, optimizer, hidden, iterations in [(3, "adam", 8, 10), (1, "sgd", 2, 30), (2, "adam", 8, 10), (0, "sgd", 8, 5)]
+    ]
+    result = train(specs, engine="vmap")
+    assert result.runs["run_id"].tolist() == [spec.run_id for spec in specs] == result.losses.index.tolist()
+    for place, spec in enumerate(specs):
+        alone = train(spec, engine="vmap")
+        network = result.network(place)
+        assert network.hidden.weight.shape == (spec.hidden, 2)
+        assert torch.equal(network.hidden.weight, alone.network(0).hidden.weight)
+        assert result.losses.iloc[place].dropna().tolist() == alone.losses.iloc[0].tolist()
+    assert result.parameters["hidden.weight"].shape == (4, 8, 2)
+    assert not result.parameters["hidden.weight"][1, 2:].any()
+
+
+def test_numbers_of_their_own_share_a_program() -> None:
+    """Rates, momenta and bounds are inputs of one program: the numbers of one run don't reach another."""
+    frame = pd.DataFrame(
+        {
+            "lr": [0.1, 0.2, 0.1],
+            "optimizer.momentum": [0.5, 0.9, 0.1],
+            "clip": "norm",
+            "clip.bound": [1.0, 0.1, 0.01],
+            "loss": "huber",
+            "loss.delta": [1.0, 0.1, 0.2],
+            "iterations": 50,
+            "epochs": 1,
+            "dtype": "float64",
+        }
+    )
+    together = train(frame, engine="vmap")
+    for place in range(3):
+        alone = train(frame.iloc[[place]], engine="plain")
+        torch.testing.assert_close(
+            together.parameters["hidden.weight"][place], alone.parameters["hidden.weight"][0], rtol=0, atol=1e-13
+        )
+
+
+def test_progress_is_told_until_the_end() -> None:
+    told: list[Progress] = []
+    specs = [RunSpec(seed=seed, epochs=1, iterations=150) for seed in range(vmap.BLOCK + 10)]
+    train(specs, progress=lambda progress: told.append(dataclasses.replace(progress)))
+    steps = [progress.steps_done for progress in told]
+    assert steps == sorted(steps)
+    assert told[-1].steps_done == told[-1].steps == 150 * len(specs)
+    assert told[-1].runs_done == sum(told[-1].outcomes.values()) == len(specs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"engine": "fast"}, r"engine=fast: unknown \(known: auto, plain, vmap\)"),
+        ({"device": "tpu"}, "device=tpu: must be cpu, cuda or cuda:N"),
+        ({"device": "cuda:99"}, "device=cuda:99: torch .* CUDA devices here; use device=cpu"),
+        ({"batches": ([[0]], [[1]])}, "1 steps are given, 10000 are asked for"),
+        ({"initial": {"hidden.weight": torch.zeros(8, 2)}}, "initial: hidden.bias is missing"),
+        ({"initial": {"hidden.weight": torch.zeros(2, 8)}}, r"must have the shape \(8, 2\) or \(1, 8, 2\), not \(2, 8\)"),
+    ],
+)
+def test_what_cannot_be_done_is_said(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        train(RunSpec(), **arguments)
+
+
+def test_auto_is_plain_for_one_run_and_vmap_for_more() -> None:
+    short = [RunSpec(seed=seed, epochs=1, iterations=1) for seed in range(2)]
+    assert set(train(short[0]).runs["engine"]) == {"plain"}
+    assert set(train(short).runs["engine"]) == {"vmap"}
+
+
+def test_explicit_batches_are_counted() -> None:
+    batches = Batches.explicit([[0, 1, 1, 1, 0]], [[0, 0, 1, 0, 0]])
+    assert batches.counts(np.arange(1), range(1, 2)).tolist() == [[[2, 0, 2, 1]]]
