@@ -27,7 +27,13 @@ SPREAD: list[dict[str, Any]] = [
     {"optimizer": "adamw", "activation_hidden": "silu", "loss": "mean_squared_error", "batch": 5},
     {"optimizer": "nadam", "activation_hidden": "elu", "loss": "binary_cross_entropy_naive"},
     {"optimizer": "radam", "activation_hidden": "softplus", "loss": "huber", "loss_delta": 0.25},
-    {"optimizer": "rmsprop", "activation_hidden": "celu", "loss": "binary_cross_entropy_clipped", "batch": 33, "lr": 0.003},
+    {
+        "optimizer": "rmsprop",
+        "activation_hidden": "celu",
+        "loss": "binary_cross_entropy_clipped",
+        "batch": 33,
+        "lr": 0.003,
+    },
     {"optimizer": "rmsprop", "optimizer_momentum": 0.5, "optimizer_centered": True, "activation_hidden": "mish"},
     {"optimizer": "adagrad", "activation_hidden": "softsign", "optimizer_initial_accumulator_value": 0.1},
     {"optimizer": "adadelta", "activation_hidden": "selu", "clip": "value", "clip_bound": 0.01},
@@ -183,7 +189,12 @@ def test_initial_weights_may_differ_between_runs() -> None:
 def test_rows_keep_their_order_and_widths_may_mix() -> None:
     specs = [
         RunSpec(optimizer=optimizer, hidden=hidden, seed=seed, epochs=1, iterations=iterations)
-        for seed, optimizer, hidden, iterations in [(3, "adam", 8, 10), (1, "sgd", 2, 30), (2, "adam", 8, 10), (0, "sgd", 8, 5)]
+        for seed, optimizer, hidden, iterations in [
+            (3, "adam", 8, 10),
+            (1, "sgd", 2, 30),
+            (2, "adam", 8, 10),
+            (0, "sgd", 8, 5),
+        ]
     ]
     result = train(specs, engine="vmap")
     assert result.runs["run_id"].tolist() == [spec.run_id for spec in specs] == result.losses.index.tolist()
@@ -238,7 +249,10 @@ def test_progress_is_told_until_the_end() -> None:
         ({"device": "cuda:99"}, "device=cuda:99: torch .* CUDA devices here; use device=cpu"),
         ({"batches": ([[0]], [[1]])}, "1 steps are given, 10000 are asked for"),
         ({"initial": {"hidden.weight": torch.zeros(8, 2)}}, "initial: hidden.bias is missing"),
-        ({"initial": {"hidden.weight": torch.zeros(2, 8)}}, r"must have the shape \(8, 2\) or \(1, 8, 2\), not \(2, 8\)"),
+        (
+            {"initial": {"hidden.weight": torch.zeros(2, 8)}},
+            r"must have the shape \(8, 2\) or \(1, 8, 2\), not \(2, 8\)",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said(arguments: dict[str, Any], message: str) -> None:

@@ -40,7 +40,7 @@ def test_default_scale_is_that_of_axon(name: str) -> None:
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_moments_are_those_axon_drew(name: str) -> None:
-    """Axon's draw has 2,048 entries, so its deviation is known within 5 / sqrt(2 * 2048) = 8 %; ours has 64 times as many."""
+    """Axon's draw has 2,048 entries, which gives its deviation within 5 / sqrt(2 * 2048) = 8 %."""
     observed = AXON[name]["observed"]
     fan_in, fan_out = observed["shape"]
     ours = weights(name, 64, fan_out, fan_in)

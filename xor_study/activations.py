@@ -82,7 +82,7 @@ def silu(x: Tensor) -> Tensor:
 
 @_hidden
 def mish(x: Tensor) -> Tensor:
-    """x tanh(softplus(x)) (Misra 2019). `torch.nn.functional.mish`, whose own gradient `torch.vmap` takes one by one."""
+    """x tanh(softplus(x)) (Misra 2019). `torch.nn.functional.mish`, whose own gradient has no batching rule."""
     return x * torch.tanh(F.softplus(x))
 
 
@@ -113,7 +113,7 @@ def hard_tanh(x: Tensor) -> Tensor:
 
 @_output
 def hard_sigmoid(x: Tensor) -> Tensor:
-    """max(0, min(1, x / 6 + 1/2)) (Howard et al. 2019; Keras's and Axon's slope is 1/5). `torch.nn.functional.hardsigmoid`."""
+    """max(0, min(1, x / 6 + 1/2)) (Howard et al. 2019; Keras's slope is 1/5). `torch.nn.functional.hardsigmoid`."""
     return F.hardsigmoid(x)
 
 

@@ -45,6 +45,8 @@ def batch_words(seeds: ArrayLike, steps: range, batch: int = 32) -> Words:
 
     Args:
         seeds: of shape (runs,).
+        steps: consecutive step numbers.
+        batch: samples in a batch.
 
     Returns:
         shape (runs, steps, words of a batch).
@@ -79,7 +81,7 @@ class Batches:
 
     @classmethod
     def of(cls, batch: int | str, seeds: ArrayLike) -> Batches:
-        """Return the batches of runs with these `seeds`; `batch` is a size, or "full" for the four corners once each."""
+        """Return the batches of runs with these `seeds`; `batch` is a size, or "full": the four corners once each."""
         if batch == _FULL:
             return cls(len(CORNERS))
         return cls(int(batch), seeds=np.asarray(seeds, np.uint64))
@@ -93,7 +95,9 @@ class Batches:
         """
         first, second = np.asarray(x1), np.asarray(x2)
         if first.ndim != 2 or first.shape != second.shape or first.size == 0:
-            raise StudyError(f"batches: x1 and x2 must share one shape (steps, samples), not {first.shape}, {second.shape}")
+            raise StudyError(
+                f"batches: x1 and x2 must share one shape (steps, samples), not {first.shape}, {second.shape}"
+            )
         if not (np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all()):
             raise StudyError("batches: every input must be 0 or 1")
         return cls(first.shape[1], given=(first.astype(np.uint8), second.astype(np.uint8)))

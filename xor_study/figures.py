@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -20,7 +21,7 @@ COLUMN = 3.4
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"
 """Of Okabe and Ito's palette, which colour-blind readers can tell apart."""
 
-_STYLE = {
+_STYLE: Any = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -81,10 +82,10 @@ def decision_boundary(
                 axes.contour(grid, grid, predictions, levels=[threshold], colors="black", linewidths=1)
         else:
             axes.text(0.5, 0.5, "the predictions\nare not finite", ha="center", va="center")
-        for (x1, x2), marker, label in (((0, 0), "o", "false"), ((0, 1), "s", "true")):
-            flipped = (1 - x1, 1 - x2)
+        for x1, x2, marker, label in (((0, 1), (0, 1), "o", "false"), ((0, 1), (1, 0), "s", "true")):
             axes.scatter(
-                *zip((x1, x2), flipped, strict=True),
+                x1,
+                x2,
                 marker=marker,
                 s=36,
                 facecolor="white",

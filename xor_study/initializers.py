@@ -40,7 +40,7 @@ class Initializer:
         self, weight_draws: Tensor, bias_draws: Tensor, *, gain: float, bias: float, **parameters: Any
     ) -> tuple[Tensor, Tensor]:
         """Return weights times `gain`, and biases plus `bias`, of the draws' shapes."""
-        weights = self.weight(weight_draws, **parameters) * gain
+        weights: Tensor = self.weight(weight_draws, **parameters) * gain
         biases = torch.zeros_like(bias_draws) if self.bias is None else self.bias(bias_draws, weight_draws.shape[-1])
         return weights, biases + bias
 
@@ -61,11 +61,12 @@ def _uniform(draws: Tensor, limit: float) -> Tensor:
 
 
 def _normal(draws: Tensor, std: float) -> Tensor:
-    return torch.special.ndtri(draws) * std
+    standard: Tensor = torch.special.ndtri(draws)
+    return standard * std
 
 
 def _truncated_normal(draws: Tensor, variance: float) -> Tensor:
-    """Draw from a normal cut at two deviations, by its inverse: sqrt(2) erfinv(u), u from U(erf(-sqrt2), erf(sqrt2))."""
+    """Draw from a normal cut at two deviations by its inverse: sqrt(2) erfinv(u), u from U(-erf(sqrt2), erf(sqrt2))."""
     edge = math.erf(math.sqrt(2))
     standard = math.sqrt(2) * torch.erfinv((2 * draws - 1) * edge)
     return standard.clamp(-2, 2) * (math.sqrt(variance) / TRUNCATED_STD)
@@ -171,9 +172,7 @@ def variance_scaling(
 
 
 @_initializer()
-def orthogonal(
-    draws: Tensor, *, distribution: Annotated[str, OneOf(("normal", "uniform"))] = "normal"
-) -> Tensor:
+def orthogonal(draws: Tensor, *, distribution: Annotated[str, OneOf(("normal", "uniform"))] = "normal") -> Tensor:
     """Q of the QR decomposition of a random matrix, no sign correction (Saxe et al. 2014).
 
     The matrix has Axon's order (fan_in, fan_out); where that is wider than tall, for which Axon's own slicing fails,
@@ -181,9 +180,8 @@ def orthogonal(
     """
     matrix = _normal(draws, 1.0) if distribution == "normal" else draws
     fan_out, fan_in = draws.shape[-2:]
-    if fan_out > fan_in:
-        return torch.linalg.qr(matrix).Q
-    return torch.linalg.qr(matrix.mT).Q.mT.contiguous()
+    q: Tensor = torch.linalg.qr(matrix if fan_out > fan_in else matrix.mT).Q
+    return q if fan_out > fan_in else q.mT.contiguous()
 
 
 def _torch_default_bias(draws: Tensor, fan_in: int) -> Tensor:

@@ -43,7 +43,8 @@ class Loss:
         """Return which samples are on the right side; equal and NaN are wrong.
 
         Args:
-            logit, prediction: of any shape.
+            logit: of any shape.
+            prediction: of the same shape.
             is_true: whether the target is "true", boolean, broadcast against them.
         """
         score = logit if self.decided_by == "logit" else prediction

@@ -132,7 +132,14 @@ def _moments(gradient: Tensor, state: State, beta1: float, beta2: float) -> tupl
 
 
 def _adam_step(
-    parameter: Tensor, gradient: Tensor, state: State, schedule: Schedule, lr: Number, beta1: float, beta2: float, eps: Number
+    parameter: Tensor,
+    gradient: Tensor,
+    state: State,
+    schedule: Schedule,
+    lr: Number,
+    beta1: float,
+    beta2: float,
+    eps: Number,
 ) -> tuple[Tensor, State]:
     mean, square = _moments(gradient, state, beta1, beta2)
     step = lr * schedule["mean"] * mean / (torch.sqrt(square) * schedule["root"] + eps)
@@ -176,9 +183,7 @@ def adamw(
     return _adam_step(parameter, gradient, state, schedule, lr, beta1, beta2, eps)
 
 
-def _nadam_schedule(
-    steps: Steps, *, beta1: float, beta2: float, momentum_decay: float, **_: Any
-) -> dict[str, Steps]:
+def _nadam_schedule(steps: Steps, *, beta1: float, beta2: float, momentum_decay: float, **_: Any) -> dict[str, Steps]:
     momentum = beta1 * (1 - 0.5 * 0.96 ** (steps * momentum_decay))
     following = beta1 * (1 - 0.5 * 0.96 ** ((steps + 1) * momentum_decay))
     product = np.cumprod(momentum)
@@ -308,7 +313,7 @@ def adadelta(
     eps: NonNegative = 1e-6,
     weight_decay: NonNegative = 0.0,
 ) -> tuple[Tensor, State]:
-    """Gradient scaled by root mean square change over root mean square gradient (Zeiler 2012). `torch.optim.Adadelta`."""
+    """Gradient times root mean square change over root mean square gradient (Zeiler 2012). `torch.optim.Adadelta`."""
     gradient = _decayed(gradient, parameter, weight_decay)
     square = rho * state["square"] + (1 - rho) * gradient * gradient
     step = torch.sqrt(state["change"] + eps) / torch.sqrt(square + eps) * gradient
@@ -354,6 +359,6 @@ def value(gradient: Tensor, *, bound: Positive = 1.0) -> Tensor:
 
 @_clipping(torch.nn.utils.clip_grad_norm_)
 def norm(gradient: Tensor, *, bound: Positive = 1.0) -> Tensor:
-    """Scale the gradient to the norm `bound` where it is longer (Pascanu et al. 2013). `torch.nn.utils.clip_grad_norm_`."""
+    """Scale a gradient longer than `bound` to that norm (Pascanu et al. 2013). `torch.nn.utils.clip_grad_norm_`."""
     total = torch.linalg.vector_norm(gradient)
     return gradient * torch.clamp(bound / (total + 1e-6), max=1.0)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
@@ -197,15 +198,20 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
         for value in axes[key]:
             _check_group(key, value, loader)
     value_axes = {key: axes[key] for key in axes if key not in CHOICES}
-    frames, settings = [], {}
-    for combination in itertools.product(*(axes[key] for key in group_axes)):
-        chosen = dict(zip(group_axes, combination, strict=True))
+    strides = _strides(axes)
+    frames, places, settings = [], [], {}
+    for combination in itertools.product(*(enumerate(axes[key]) for key in group_axes)):
+        chosen = {key: value for key, (_, value) in zip(group_axes, combination, strict=True)}
         config = _compose(loader, config_name, fixed, chosen)
         values = values_of(config)
         settings = {name: values.pop(name) for name in SETTINGS}
         frames.append(_expand(config, values, value_axes))
+        place = np.array([sum(strides[key] * at for key, (at, _) in zip(group_axes, combination, strict=True))])
+        for key, given in value_axes.items():
+            place = (place[:, None] + strides[key] * np.arange(len(given))).reshape(-1)
+        places.append(place)
     table = table_of(pd.concat(frames, ignore_index=True))
-    table = _in_given_order(table, axes)
+    table = table.iloc[np.argsort(np.concatenate(places))].reset_index(drop=True)
     distinct = table[~run_ids(table).duplicated()].reset_index(drop=True)
     check_device(settings["device"])
     engine = choose_engine(settings["engine"], len(distinct))
@@ -220,7 +226,9 @@ def _axis(override: Override, allowed: bool) -> list[Any]:
     if override.is_hydra_override() or key in SETTINGS:
         raise StudyError(f"{show(text)}: {key} has one value for the whole sweep")
     if override.is_interval_sweep() or not override.is_discrete_sweep():
-        raise StudyError(f"{show(text)}: needs another sweeper; here use a list (a,b,c), range(start,stop,step) or glob(*)")
+        raise StudyError(
+            f"{show(text)}: needs another sweeper; here use a list (a,b,c), range(start,stop,step) or glob(*)"
+        )
     if isinstance(override._value, Glob) and key not in CHOICES:
         raise StudyError(f"{show(text)}: glob only chooses from a group ({', '.join(CHOICES)})")
     try:
@@ -247,7 +255,8 @@ def _check_group(key: str, value: Any, loader: ConfigLoader) -> None:
 def _activation_hint(value: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(value if "_" in value else f"{value}_sigmoid", known, n=1)
     guess = f"; did you mean {near[0]}?" if near else ""
-    return f"{guess} (known: HIDDEN_OUTPUT with HIDDEN one of {', '.join(HIDDEN_ACTIVATIONS)} and OUTPUT one of {', '.join(OUTPUT_ACTIVATIONS)})"
+    hidden, output = ", ".join(HIDDEN_ACTIVATIONS), ", ".join(OUTPUT_ACTIVATIONS)
+    return f"{guess} (known: HIDDEN_OUTPUT with HIDDEN one of {hidden} and OUTPUT one of {output})"
 
 
 def _compose(loader: ConfigLoader, config_name: str, fixed: Sequence[str], chosen: Mapping[str, str]) -> DictConfig:
@@ -275,7 +284,9 @@ def _composition_error(lines: Sequence[str], chosen: Mapping[str, str], error: E
 def _no_parameter(group: str, choice: str, name: str) -> str:
     known = list(GROUPS[group].parameters(choice)) if choice in GROUPS[group] else []
     has = f"it has {', '.join(f'{group}.{k}' for k in known)}" if known else "it has none"
-    return f"{group}.{name}: {group}={choice} has no such parameter ({has})" if choice else f"{group}.{name}: unknown key"
+    return (
+        f"{group}.{name}: {group}={choice} has no such parameter ({has})" if choice else f"{group}.{name}: unknown key"
+    )
 
 
 def _expand(config: DictConfig, values: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
@@ -309,7 +320,9 @@ def _interpolated(
     config: DictConfig, axes: Mapping[str, Sequence[Any]], columns: Mapping[str, list[Any]], rows: int
 ) -> dict[str, list[Any]]:
     """Return the columns of values that refer to others (`${...}`), resolved after the axes are laid over them."""
-    raw = {KEYS[key]: value for key, value in _leaves(config) if key in KEYS and isinstance(value, str) and "${" in value}
+    raw = {
+        KEYS[key]: value for key, value in _leaves(config) if key in KEYS and isinstance(value, str) and "${" in value
+    }
     raw = {field: text for field, text in raw.items() if key_of(field) not in axes}
     if not raw:
         return {}
@@ -337,17 +350,14 @@ def _leaves(config: DictConfig) -> Iterator[tuple[str, Any]]:
             yield str(key), value
 
 
-def _in_given_order(table: pd.DataFrame, axes: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
-    """Return the runs sorted as the axes were given: the last axis varies fastest."""
-    places = {}
-    for key in axes:
-        columns = ["activation_hidden", "activation_output"] if key == "activation" else [KEYS[key]]
-        for column in columns:
-            order = {value: place for place, value in enumerate(table[column].unique())}
-            places[f"{key}/{column}"] = table[column].map(order)
-    if not places:
-        return table
-    return table.loc[pd.DataFrame(places).sort_values(list(places), kind="stable").index].reset_index(drop=True)
+def _strides(axes: Mapping[str, Sequence[Any]]) -> dict[str, int]:
+    """Return how far apart an axis's values lie in the order of runs: the last axis given varies fastest."""
+    strides: dict[str, int] = {}
+    stride = 1
+    for key in reversed(list(axes)):
+        strides[key] = stride
+        stride *= len(axes[key])
+    return strides
 
 
 def one_line(error: BaseException) -> str:

@@ -22,17 +22,18 @@ RUNS, LOSSES, HISTORY, WEIGHTS, CONFIG = "runs.csv", "losses.npz", "history.csv"
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
-    """Let `write` fill a temporary file beside `path`, force it to the disk and give it its name: whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Let `write` fill a temporary file beside `path`, force it to the disk, then give it its name."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as stream:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return path
 
@@ -45,7 +46,7 @@ def _umask() -> int:
 
 
 def check_folder(key: str, folder: Path) -> None:
-    """Raise StudyError if results can't go into `folder`, set by `key`, or if it holds some already; nothing is left."""
+    """Raise StudyError if results can't go into `folder`, set by `key`, or if it holds some already."""
     if (folder / RUNS).exists():
         raise StudyError(f"{key}={folder}: holds {RUNS} already; choose another folder or move it away")
     nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
@@ -59,7 +60,7 @@ def check_folder(key: str, folder: Path) -> None:
 
 @cache
 def git_commit() -> str | None:
-    """Return the commit of the checkout that this package lies in (with "-dirty" if it differs), or None outside one."""
+    """Return the commit of the checkout this package lies in (with "-dirty" if it differs), or None outside one."""
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str | None:
@@ -108,7 +109,7 @@ def read_runs(folder: Path) -> pd.DataFrame:
 
 def write_result(folder: Path, result: Result) -> None:
     """Write the runs and the recorded losses; the runs last, so where they stand everything stands."""
-    arrays = {
+    arrays: dict[str, Any] = {
         "run_id": result.runs["run_id"].to_numpy(dtype=str),
         "steps": result.losses.columns.to_numpy(),
         "losses": result.losses.to_numpy(),

@@ -13,7 +13,9 @@ from typing import NoReturn
 
 import hydra
 import pandas as pd
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -43,7 +45,7 @@ def main() -> None:
     except (StudyError, HydraException, OmegaConfBaseException, OSError) as error:
         _fail(error)
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; no results were written", file=sys.stderr)
         sys.exit(130)
 
 
@@ -75,12 +77,12 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
         return
     overrides = list(arguments.overrides)
-    if arguments.config_dir:
-        overrides.append(f"hydra.searchpath=[file://{Path(arguments.config_dir).absolute()}]")
-    config_dir = str(Path(arguments.config_path or plan.CONFIG_DIR).absolute())
+    config_dir = Path(arguments.config_path or plan.CONFIG_DIR).absolute()
     config_name = arguments.config_name or plan.CONFIG_NAME
-    with hydra.initialize_config_dir(config_dir, version_base=VERSION_BASE):
+    with hydra.initialize_config_dir(str(config_dir), version_base=VERSION_BASE):
         loader = GlobalHydra.instance().config_loader()
+        if arguments.config_dir:
+            loader = _with_folder(loader, Path(arguments.config_dir))
         parsed = plan.parse(overrides, loader)
         modes = {override.key_or_group: override.value() for override in parsed if not override.is_sweep_override()}
         if arguments.multirun or modes.get("hydra.mode") == RunMode.MULTIRUN.name:
@@ -91,6 +93,15 @@ def _check(arguments: argparse.Namespace) -> None:
         config = loader.load_configuration(config_name, overrides, run_mode=RunMode.RUN)
         HydraConfig.instance().set_config(config)
         records.check_folder("hydra.run.dir", Path(config.hydra.run.dir))
+
+
+def _with_folder(loader: ConfigLoader, folder: Path) -> ConfigLoader:
+    """Return a loader that also finds what is in `folder`, as Hydra's own with --config-dir."""
+    if not folder.is_dir():
+        raise StudyError(f"--config-dir={folder}: no such folder")
+    paths = loader.get_search_path()
+    paths.prepend("command-line", f"file://{folder.absolute()}", anchor="schema")
+    return ConfigLoaderImpl(paths)
 
 
 def _task(config: DictConfig) -> None:

@@ -145,12 +145,12 @@ class RunSpec(_Fields):
 
         A field that is added later, with a default, changes no identity.
         """
-        values = dataclasses.asdict(self)  # type: ignore[call-overload]
+        values = dataclasses.asdict(self)
         return _identity(_identity_text(values), values["seed"])
 
     def replace(self, **changes: Any) -> RunSpec:
         """Return this run with `changes`; what depends on a changed group goes back to the new choice's defaults."""
-        values = dataclasses.asdict(self)  # type: ignore[call-overload]
+        values = dataclasses.asdict(self)
         for group in GROUPS.keys() & changes.keys():
             values |= dict.fromkeys((field for field in DECLARED if field.startswith(f"{group}_")), None)
             values |= {"lr": None} if group == "optimizer" else {}
@@ -229,7 +229,7 @@ def table_of(runs: Iterable[RunSpec] | pd.DataFrame) -> pd.DataFrame:
         StudyError: for an unknown column, a value that is not allowed, or an empty table.
     """
     if not isinstance(runs, pd.DataFrame):
-        runs = pd.DataFrame([dataclasses.asdict(run) for run in runs], columns=FIELDS, dtype=object)  # type: ignore[call-overload]
+        runs = pd.DataFrame([dataclasses.asdict(run) for run in runs], columns=FIELDS, dtype=object)
     if runs.empty:
         raise StudyError("no runs: the table is empty")
     given = {KEYS.get(str(column), str(column)): runs[column].reset_index(drop=True) for column in runs.columns}
@@ -286,7 +286,9 @@ def run_ids(table: pd.DataFrame) -> pd.Series[str]:
     cell_fields = [field for field in FIELDS if field != "seed"]
     cells = table.groupby(cell_fields, dropna=False, sort=False).ngroup()
     firsts = table[~cells.duplicated()]
-    texts = [_identity_text({k: None if pd.isna(v) else v for k, v in row.items()}) for row in firsts.to_dict("records")]
+    texts = [
+        _identity_text({str(k): None if pd.isna(v) else v for k, v in row.items()}) for row in firsts.to_dict("records")
+    ]
     by_cell = dict(zip(cells[firsts.index], texts, strict=True))
     ids = [_identity(by_cell[cell], seed) for cell, seed in zip(cells, table["seed"], strict=True)]
     return pd.Series(ids, index=table.index, name="run_id", dtype=object)

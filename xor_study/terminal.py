@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
@@ -72,10 +79,10 @@ def show_run(result: Result, predictions: Sequence[float], files: Sequence[Path]
     out.print()
     out.print(_verdict(run))
     for path in files:
-        out.print(f"  {path}", soft_wrap=True)
+        out.print(f"  {path}", soft_wrap=True, markup=False)
 
 
-def _verdict(run: Mapping[str, Any]) -> str:
+def _verdict(run: pd.Series[Any]) -> str:
     outcome = run["outcome"]
     details = f"accuracy {run['accuracy']:g}, final loss {run['final_loss']:.6g}"
     if outcome == "solved":
@@ -88,7 +95,7 @@ def _verdict(run: Mapping[str, Any]) -> str:
 def show_sweep(runs: pd.DataFrame, axes: Sequence[str], path: Path) -> None:
     """Print how many runs of each cell came to which outcome, seeds collapsed, and where the table is."""
     out = console()
-    keys = [column for axis in axes if axis != "seed" for column in _columns(axis)]
+    keys = list(dict.fromkeys(column for axis in axes if axis != "seed" for column in _columns(axis)))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for key in keys:
         table.add_column(key, no_wrap=True)
@@ -102,11 +109,13 @@ def show_sweep(runs: pd.DataFrame, axes: Sequence[str], path: Path) -> None:
             continue
         counts = members["outcome"].value_counts()
         values = [_share(int(counts.get(name, 0)), len(members), COLOURS[name]) for name in OUTCOMES]
-        table.add_row(*(f"{value:g}" if isinstance(value, float) else str(value) for value in cell), str(len(members)), *values)
+        table.add_row(
+            *(f"{value:g}" if isinstance(value, float) else str(value) for value in cell), str(len(members)), *values
+        )
     out.print(table)
     if rows > MOST_ROWS:
         out.print(f"... and {rows - MOST_ROWS} more cells")
-    out.print(f"{len(runs)} runs: {path}", soft_wrap=True)
+    out.print(f"{len(runs)} runs: {path}", soft_wrap=True, markup=False)
 
 
 def _columns(axis: str) -> list[str]:

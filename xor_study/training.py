@@ -90,7 +90,7 @@ class Program:
     def named(self, flat: Tensor) -> dict[str, Tensor]:
         """Return a vector of all parameters (..., width) as the network's named parameters (..., *shape)."""
         parameters = dict(self.network.named_parameters())
-        parts = flat.split([parameter.numel() for parameter in parameters.values()], -1)
+        parts = torch.split(flat, [parameter.numel() for parameter in parameters.values()], -1)
         return {
             name: part.reshape(flat.shape[:-1] + parameter.shape)
             for (name, parameter), part in zip(parameters.items(), parts, strict=True)
@@ -128,7 +128,7 @@ def step(
     Returns:
         The parameters and the state after the update, and what is noted of the step.
     """
-    logit, pull_back = vjp(program.logit, program.named(parameters))  # (4,)
+    logit, pull_back = vjp(program.logit, program.named(parameters))[:2]  # (4,)
 
     def mean_loss(logit: Tensor) -> tuple[Tensor, Tensor]:
         prediction = program.network.output_activation(logit)
@@ -146,13 +146,17 @@ def step(
     updated, state = program.optimizer.update(
         parameters, clipped, state, schedule, **program.constants["optimizer"], **numbers["optimizer"]
     )
-    return updated, state, Observation(
-        loss=torch.where(present, counts * losses, 0.0).sum() / program.batch,
-        grad_norm=torch.linalg.vector_norm(gradient),
-        max_abs_grad=torch.linalg.vector_norm(gradient, torch.inf),
-        max_abs_parameter=torch.linalg.vector_norm(updated, torch.inf),
-        max_abs_logit=torch.linalg.vector_norm(logit, torch.inf),
-        corners_right=program.corners_right(logit),
+    return (
+        updated,
+        state,
+        Observation(
+            loss=torch.where(present, counts * losses, 0.0).sum() / program.batch,
+            grad_norm=torch.linalg.vector_norm(gradient),
+            max_abs_grad=torch.linalg.vector_norm(gradient, torch.inf),
+            max_abs_parameter=torch.linalg.vector_norm(updated, torch.inf),
+            max_abs_logit=torch.linalg.vector_norm(logit, torch.inf),
+            corners_right=program.corners_right(logit),
+        ),
     )
 
 
@@ -208,9 +212,9 @@ def cohorts(
         if column.split("_", 1)[0] in _TRAINED_GROUPS:
             structural = next(iter(choices.values())).structural
             keys[column] = table[column] if structural else table[column] == 0
-    for _, rows in keys.groupby(list(keys.columns), dropna=False, sort=False).indices.items():
+    for rows in _places(keys):
         members = table.iloc[rows]
-        first = members.iloc[0].to_dict()
+        first = _row(members)
         dtype = DTYPES[first["dtype"]]
         network = XORNetwork(
             first["hidden"], first["activation_hidden"], first["activation_output"], device=device, dtype=dtype
@@ -238,9 +242,7 @@ def cohorts(
         own_batches.check_steps(epochs * iterations)
         start = initial_parameters(members) if initial is None else _given(initial, rows, len(table), network)
         flat = torch.cat([start[name].reshape(len(rows), -1) for name, _ in network.named_parameters()], dim=1)
-        yield Cohort(
-            program, rows, epochs, iterations, numbers, flat.to(device=device, dtype=dtype), own_batches
-        )
+        yield Cohort(program, rows, epochs, iterations, numbers, flat.to(device=device, dtype=dtype), own_batches)
 
 
 def initial_parameters(table: pd.DataFrame) -> dict[str, Tensor]:
@@ -253,10 +255,10 @@ def initial_parameters(table: pd.DataFrame) -> dict[str, Tensor]:
     sizes = [shape.numel() for shape in shapes.values()]
     result = {name: torch.empty(len(table), *shape, dtype=torch.float64) for name, shape in shapes.items()}
     columns = ["init", "gain", "bias", *(column for column in DECLARED if column.startswith("init_"))]
-    for _, rows in table.groupby(columns, dropna=False, sort=False).indices.items():
-        first = table.iloc[rows[0]].to_dict()
+    for rows in _places(table[columns]):
+        first = _row(table.iloc[rows])
         seeds = table["seed"].to_numpy()[np.resize(rows, -(-len(rows) // _LANES) * _LANES)]
-        parts = torch.from_numpy(initial_draws(seeds, sum(sizes))).split(sizes, dim=1)
+        parts = torch.split(torch.from_numpy(initial_draws(seeds, sum(sizes))), sizes, dim=1)
         draws = {name: part.reshape(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
         for layer in ("hidden", "output"):
             drawn = INITIALIZERS[first["init"]](
@@ -267,8 +269,20 @@ def initial_parameters(table: pd.DataFrame) -> dict[str, Tensor]:
                 **parameters_of_group(first, "init"),
             )
             for name, value in zip(("weight", "bias"), drawn, strict=True):
-                result[f"{layer}.{name}"][rows] = value[: len(rows)]
+                result[f"{layer}.{name}"][torch.from_numpy(rows)] = value[: len(rows)]
     return result
+
+
+def _places(keys: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
+    """Yield the places of the rows that are equal, for each distinct row in the order of its first."""
+    groups = keys.groupby(list(keys.columns), dropna=False, sort=False).ngroup().to_numpy()
+    order = np.argsort(groups, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+
+
+def _row(table: pd.DataFrame) -> dict[str, Any]:
+    """Return the first row of a table by column."""
+    return {str(column): value for column, value in table.iloc[0].items()}
 
 
 _LANES = 16
@@ -280,7 +294,9 @@ def _given(initial: Mapping[str, Any], rows: NDArray[np.intp], runs: int, networ
     result = {}
     for name, parameter in network.named_parameters():
         if name not in initial:
-            raise StudyError(f"initial: {name} is missing (needed: {', '.join(n for n, _ in network.named_parameters())})")
+            raise StudyError(
+                f"initial: {name} is missing (needed: {', '.join(n for n, _ in network.named_parameters())})"
+            )
         value = torch.as_tensor(initial[name], dtype=torch.float64)
         if value.shape == parameter.shape:
             value = value.expand(runs, *parameter.shape)

@@ -26,6 +26,8 @@ class XORStudySweeper(Sweeper):
         Raises:
             StudyError: if any of them can't be done; nothing is written then.
         """
+        assert self.hydra_context is not None
+        assert self.config is not None
         folder = Path(self.config.hydra.sweep.dir)
         planned = plan.plan(
             self.hydra_context.config_loader, arguments, sweep=True, config_name=self.config.hydra.job.config_name

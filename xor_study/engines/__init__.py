@@ -89,9 +89,8 @@ def check_device(name: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise StudyError(f"device={show(name)}: must be cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise StudyError(
-            f"device={show(name)}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here; use device=cpu"
-        )
+        seen = f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here"
+        raise StudyError(f"device={show(name)}: {seen}; use device=cpu")
     return device
 
 
@@ -169,7 +168,7 @@ class _Collection:
         rows = cohort.rows[members]
         self.pieces.append((rows, recorded))
         for name, value in cohort.program.named(parameters.cpu()).items():
-            region = (torch.from_numpy(rows), *(slice(size) for size in value.shape[1:]))
+            region: tuple[Any, ...] = (torch.from_numpy(rows), *(slice(size) for size in value.shape[1:]))
             self.parameters[name][region] = value.to(self.parameters[name].dtype)
 
     def result(self, engine: str, device: str) -> Result:

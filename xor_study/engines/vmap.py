@@ -93,9 +93,7 @@ class _Block:
         noted = []
         for index, counts in enumerate(self._counts(steps), start=steps.start - 1):
             now = {name: values[index] for name, values in self.schedule.items()}
-            self.parameters, self.state, observation = compiled(
-                self.parameters, self.state, counts, now, self.numbers
-            )
+            self.parameters, self.state, observation = compiled(self.parameters, self.state, counts, now, self.numbers)
             noted.append(observation)
         return Observation(*(torch.stack(column) for column in zip(*noted, strict=True)))
 

@@ -1,0 +1,66 @@
+"""Who may import what: names and pure functions at the bottom, the command line at the top."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "xor_study"
+
+ORDER = [
+    "catalogue",
+    "activations",
+    "initializers",
+    "losses",
+    "optimizers",
+    "data",
+    "network",
+    "spec",
+    "training",
+    "outcome",
+    "engines",
+    "records",
+    "figures",
+    "terminal",
+    "plan",
+    "runner",
+    "run",
+]
+ONLY_IN = {"hydra": {"plan", "run"}, "omegaconf": {"plan", "run"}, "matplotlib": {"figures"}, "rich": {"terminal"}}
+
+
+def imports(path: Path) -> set[str]:
+    """Return the dotted names of all that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def test_every_room_has_its_place() -> None:
+    assert {room(path) for path in FILES} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "xor_study" and rest and rest[0] in ORDER:
+            assert ORDER.index(rest[0]) <= ORDER.index(room(path)), name
+        assert room(path) in ONLY_IN.get(top, {room(path)}), name
+
+
+def test_figures_know_no_torch() -> None:
+    assert not any(name.startswith("torch") for name in imports(PACKAGE / "figures.py"))

@@ -1,0 +1,230 @@
+"""The command line, as a user meets it: what it prints, what it leaves, and what it says when it can't."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from xor_study import RunSpec, XORNetwork, run, train
+from xor_study.outcome import MEASURES
+from xor_study.spec import FIELDS, key_of
+
+SHORT = ("epochs=2", "iterations=30")
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Return a function that runs the command line in an empty folder: arguments -> (exit code, output, errors)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def run_it(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["xor-study", *arguments])
+        code = 0
+        try:
+            run.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run_it
+
+
+def test_a_single_run_leaves_its_files(call: Call, tmp_path: Path) -> None:
+    code, out, err = call(*SHORT, "lr=0.5", "seed=3", "hydra.run.dir=one")
+    assert (code, err) == (0, "")
+    folder = tmp_path / "one"
+    names = {path.name for path in folder.iterdir()}
+    pictures = {f"{stem}.{kind}" for stem in ("loss", "boundary") for kind in ("png", "pdf")}
+    assert names == pictures | {"config.yaml", "history.csv", "runs.csv", "weights.pt"}
+    for name in names - {"config.yaml"}:
+        assert f"one/{name}" in out
+
+    spec = RunSpec(epochs=2, iterations=30, lr=0.5, seed=3)
+    expected = train(spec, every_step=True)
+    history = pd.read_csv(folder / "history.csv")
+    assert list(history.columns) == ["step", "epoch", "loss", "grad_norm", "max_abs_logit", "accuracy"]
+    assert expected.history is not None
+    np.testing.assert_array_equal(history["loss"], expected.history["loss"])
+    (row,) = pd.read_csv(folder / "runs.csv").to_dict("records")
+    assert row["run_id"] == spec.run_id
+    assert row["final_loss"] == expected.runs["final_loss"].iloc[0]
+    network = XORNetwork()
+    network.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+    assert torch.equal(network.hidden.weight, expected.network(0).hidden.weight)
+    assert "seed: 3" in (folder / "config.yaml").read_text()
+    for (x1, x2), line in zip(((0, 0), (0, 1), (1, 0), (1, 1)), out.split("target\n")[1].splitlines(), strict=False):
+        prediction = network(torch.tensor([[float(x1)]]), torch.tensor([[float(x2)]])).item()
+        assert line.split()[:2] == [str(x1), str(x2)]
+        assert float(line.split()[2]) == pytest.approx(prediction, abs=1e-6)
+    assert f"outcome: {row['outcome']}" in out
+
+
+def test_a_sweep_leaves_one_sorted_table(call: Call, tmp_path: Path) -> None:
+    code, out, err = call(
+        "-m", *SHORT, "optimizer=sgd,adam", "lr=0.001,0.01,0.1,1", "seed=range(0,20)", "hydra.sweep.dir=many"
+    )
+    assert (code, err) == (0, "")
+    table = pd.read_csv(tmp_path / "many/runs.csv")
+    assert len(table) == table["run_id"].nunique() == 160
+    provenance = ["engine", "device", "torch_version", "package_version", "git_commit"]
+    assert list(table.columns) == ["run_id", *map(key_of, FIELDS), *MEASURES, *provenance]
+    grid = [(o, lr, s) for o in ("sgd", "adam") for lr in (0.001, 0.01, 0.1, 1.0) for s in range(20)]
+    assert list(table[["optimizer", "lr", "seed"]].itertuples(index=False, name=None)) == grid
+    for line, (optimizer, lr) in zip(out.splitlines()[1:], [cell[:2] for cell in grid[::20]], strict=False):
+        counts = table[(table["optimizer"] == optimizer) & (table["lr"] == lr)]["outcome"].value_counts()
+        assert line.split()[:3] == [optimizer, f"{lr:g}", "20"]
+        assert f"{counts.get('solved', 0)} (" in line or "solved" not in counts
+    assert "160 runs: many/runs.csv" in out
+    one = train(RunSpec(optimizer="adam", lr=0.1, seed=7, epochs=2, iterations=30), engine="vmap")
+    row = table[table["run_id"] == one.runs["run_id"].iloc[0]].iloc[0]
+    assert row["final_loss"] == one.runs["final_loss"].iloc[0]
+    with np.load(tmp_path / "many/losses.npz", allow_pickle=False) as arrays:
+        place = arrays["run_id"].tolist().index(row["run_id"])
+        np.testing.assert_array_equal(arrays["losses"][place], one.losses.iloc[0])
+        np.testing.assert_array_equal(arrays["epoch_losses"][place], one.epoch_losses.iloc[0])
+        assert arrays["steps"].tolist() == one.losses.columns.tolist()
+
+
+def test_nan_is_data_and_a_missing_value_is_an_empty_cell(call: Call, tmp_path: Path) -> None:
+    call("-m", *SHORT, "loss=binary_cross_entropy_naive", "lr=1000", "seed=1,2", "hydra.sweep.dir=nan")
+    text = pd.read_csv(tmp_path / "nan/runs.csv", dtype=str, keep_default_na=False)
+    assert set(text["outcome"]) == {"nonfinite"}
+    assert set(text["final_loss"]) == {"nan"}
+    assert set(text["solved_step"]) == {""}
+    assert all(text["first_nonfinite_step"].str.fullmatch("[0-9]+"))
+
+
+def test_the_same_sweep_gives_the_same_bytes(call: Call, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        call("-m", *SHORT, "seed=1,2", "lr=0.1,1", f"hydra.sweep.dir={folder}")
+    for name in ("runs.csv", "losses.npz"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_pictures_have_the_same_bytes_for_the_same_run(call: Call, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        call(*SHORT, f"hydra.run.dir={folder}")
+    for name in ("loss.png", "loss.pdf", "boundary.png", "boundary.pdf", "history.csv", "weights.pt"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_a_run_that_goes_to_nan_is_drawn_too(call: Call, tmp_path: Path) -> None:
+    code, out, _ = call(*SHORT, "loss=binary_cross_entropy_naive", "lr=1000", "hydra.run.dir=nan")
+    assert code == 0
+    assert "outcome: nonfinite" in out
+    assert "not finite from step" in out
+    assert (tmp_path / "nan/boundary.png").stat().st_size > 1000
+
+
+def test_duplicates_run_once_and_are_mentioned(call: Call) -> None:
+    _, out, _ = call("-m", *SHORT, "lr=0.1,1e-1", "hydra.sweep.dir=twice")
+    assert "1 of 2 runs stood twice and run once" in out
+
+
+def test_results_are_never_overwritten(call: Call, tmp_path: Path) -> None:
+    for mode, key in (((), "hydra.run.dir"), (("-m",), "hydra.sweep.dir")):
+        folder = tmp_path / key
+        assert call(*mode, *SHORT, f"{key}={key}")[0] == 0
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        code, _, err = call(*mode, *SHORT, "seed=5", f"{key}={key}")
+        assert code == 1
+        assert f"{key}={key}: holds runs.csv already" in err
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+BAD = [
+    (["lr=abc"], "lr=abc: must be a number, finite and >= 0"),
+    (["optimizer=sdg"], "optimizer=sdg: unknown; did you mean sgd?"),
+    (["learning_rate=1"], "learning_rate: unknown key; did you mean lr?"),
+    (["lr=1,2"], "add -m"),
+    (["-m", "lr=1,abc"], "lr=abc: must be a number"),
+    (["-m", "seed=range(0,0)"], "an empty sweep"),
+    (["-m", "optimizer=sgd,adam", "optimizer.momentum=0.5"], "optimizer=adam has no such parameter"),
+    (["hydra.nothing=1"], "Could not override 'hydra.nothing'"),
+    (["hydra/sweeper=nothing"], "nothing"),
+    (["device=cuda:9"], "device=cuda:9: torch"),
+    (["hydra.run.dir=/proc/nowhere"], "hydra.run.dir=/proc/nowhere: can't write in /proc"),
+    (["-m", "hydra.sweep.dir=/proc/nowhere"], "hydra.sweep.dir=/proc/nowhere: can't write in /proc"),
+    (["hydra.run.dir=/dev/null/x"], "/dev/null is a file; must be a folder"),
+    (["--config-name=nothing"], "nothing"),
+    (["--config-dir=nowhere"], "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_input_is_one_line_and_leaves_nothing(
+    call: Call, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    code, out, err = call(*arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["--nonsense"], ["-m", "--cfg", "job"], ["--resolve"], ["--cfg", "everything"]])
+def test_wrong_usage_is_exit_code_2(call: Call, tmp_path: Path, arguments: list[str]) -> None:
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert "usage:" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_choices_and_examples(call: Call, tmp_path: Path) -> None:
+    code, out, _ = call("--help")
+    assert code == 0
+    assert "optimizer: adadelta, adagrad, adam, adamw, nadam, radam, rmsprop, sgd" in out
+    assert "relu_identity" in out
+    assert "python -m xor_study.run -m optimizer=sgd,adam" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_configuration_can_be_shown(call: Call, tmp_path: Path) -> None:
+    code, out, _ = call("--cfg", "job", "optimizer=adam")
+    assert code == 0
+    assert "name: adam\n  beta1: 0.9" in out
+    assert "hydra" not in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_configuration_folder_of_ones_own(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "mine/optimizer").mkdir(parents=True)
+    (tmp_path / "mine/optimizer/calm.yaml").write_text("name: sgd\nmomentum: 0.5\nnesterov: true\n")
+    for mode, key in (((), "hydra.run.dir"), (("-m",), "hydra.sweep.dir")):
+        code, _, err = call("--config-dir=mine", *mode, *SHORT, "optimizer=calm", f"{key}={key}")
+        assert (code, err) == (0, "")
+        (row,) = pd.read_csv(tmp_path / key / "runs.csv").to_dict("records")
+        expected = RunSpec(optimizer_momentum=0.5, optimizer_nesterov=True, epochs=2, iterations=30)
+        assert row["run_id"] == expected.run_id
+
+
+def test_another_sweeper_runs_one_job_each(call: Call, tmp_path: Path) -> None:
+    code, _, err = call("-m", *SHORT, "hydra/sweeper=basic", "seed=1,2", "hydra.sweep.dir=basic")
+    assert (code, err) == (0, "")
+    for place, seed in enumerate((1, 2)):
+        (row,) = pd.read_csv(tmp_path / f"basic/{place}/runs.csv").to_dict("records")
+        assert row["run_id"] == RunSpec(epochs=2, iterations=30, seed=seed).run_id
+
+
+@pytest.mark.parametrize("how", ["module", "script"])
+def test_it_runs_from_any_folder(tmp_path: Path, how: str) -> None:
+    command = (
+        [sys.executable, "-m", "xor_study.run"] if how == "module" else [str(Path(sys.executable).parent / "xor-study")]
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "HYDRA_FULL_ERROR")}
+    done = subprocess.run(
+        [*command, "-m", *SHORT, "seed=1,2"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    (table,) = (tmp_path / "results/runs").glob("*/runs.csv")
+    assert f"2 runs: {table.relative_to(tmp_path)}" in done.stdout
