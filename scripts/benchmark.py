@@ -1,7 +1,7 @@
 """How fast the engines are: python scripts/benchmark.py [--rounds N] [--runs N] [--json FILE].
 
-All contestants take turns in one process that is pinned to one core; each figure is the median of the rounds, each ratio
-the median of the rounds' ratios, so that a noisy machine disturbs both sides alike.
+All contestants take turns in one process that is pinned to one core. Each figure is the median of the rounds, each
+ratio the median of the rounds' ratios, so that a noisy machine disturbs both sides alike.
 """
 
 from __future__ import annotations

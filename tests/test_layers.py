@@ -22,6 +22,7 @@ ORDER = [
     "engines",
     "records",
     "figures",
+    "conformance",
     "terminal",
     "plan",
     "runner",

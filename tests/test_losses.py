@@ -113,7 +113,9 @@ def test_pairings_without_sense_are_refused_with_the_reason() -> None:
     refused = {(loss, output) for loss in LOSSES for output in OUTPUT_ACTIVATIONS if check_pairing(loss, output)}
     cross_entropies = {name for name in LOSSES if name.startswith("binary")}
     outside = {(name, output) for name in cross_entropies for output in ("tanh", "identity")}
-    assert refused == outside | {("binary_cross_entropy_with_logits", "hard_sigmoid")}
+    of_sigmoid_only = {("binary_cross_entropy_with_logits", "hard_sigmoid")}
+    of_sigmoid_only |= {("axon_binary_cross_entropy", output) for output in ("hard_sigmoid", "tanh", "identity")}
+    assert refused == outside | of_sigmoid_only
     assert "logarithm of a probability" in str(check_pairing("binary_cross_entropy", "identity"))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from xor_study.optimizers import CLIPPINGS, OPTIMIZERS
+from xor_study.optimizers import CLIPPINGS, OPTIMIZERS, PolarisAdam
 from xor_study.spec import RunSpec
 
 STEPS = 500
@@ -18,6 +18,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("adam", {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.1}),
     ("adamw", {}),
     ("adamw", {"weight_decay": 0.3, "beta1": 0.0}),
+    ("polaris_adam", {}),
+    ("polaris_adam", {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "eps_root": 1e-4}),
     ("nadam", {}),
     ("nadam", {"momentum_decay": 0.1, "weight_decay": 0.01}),
     ("radam", {}),
@@ -69,7 +71,17 @@ def test_equals_torch(name: str, told: dict[str, Any]) -> None:
 def test_all_are_tested() -> None:
     assert {name for name, _ in CASES} == set(OPTIMIZERS)
     told = {(name, key) for name, parameters in CASES for key in parameters}
-    assert told >= {(name, "weight_decay") for name in OPTIMIZERS}
+    assert told >= {(name, "weight_decay") for name in set(OPTIMIZERS) - {"polaris_adam"}}
+
+
+def test_polaris_adam_without_its_own_term_is_adam() -> None:
+    ours, theirs = (torch.linspace(-2, 2, 33, dtype=torch.float64).requires_grad_() for _ in range(2))
+    steppers = PolarisAdam([ours], lr=0.01, eps_root=0.0), torch.optim.Adam([theirs], lr=0.01)
+    for step in range(1, STEPS + 1):
+        for x, stepper in zip((ours, theirs), steppers, strict=True):
+            x.grad = gradient(x.detach(), step)
+            stepper.step()
+    assert (ours - theirs).abs().max().item() < 1e-12
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -183,7 +183,7 @@ def test_wrong_usage_is_exit_code_2(call: Call, tmp_path: Path, arguments: list[
 def test_help_lists_choices_and_examples(call: Call, tmp_path: Path) -> None:
     code, out, _ = call("--help")
     assert code == 0
-    assert "optimizer: adadelta, adagrad, adam, adamw, nadam, radam, rmsprop, sgd" in out
+    assert "optimizer: adadelta, adagrad, adam, adamw, nadam, polaris_adam, radam, rmsprop, sgd" in out
     assert "relu_identity" in out
     assert "python -m xor_study.run -m optimizer=sgd,adam" in out
     assert list(tmp_path.iterdir()) == []

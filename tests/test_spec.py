@@ -67,6 +67,9 @@ CHANGED = {
     "seed": 3,
     "optimizer_nesterov": True,
     "optimizer_centered": True,
+    "loss_logits_visible": False,
+    "loss_clip_gradient": "squared",
+    "loss_sigmoid_gradient": "exponential",
     "init_mode": "fan_out",
     "init_distribution": "uniform",
 }

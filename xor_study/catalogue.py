@@ -173,15 +173,27 @@ def parameters_of(function: Callable[..., Any]) -> dict[str, Parameter]:
     }
 
 
+@dataclass(frozen=True)
+class Preset:
+    """A name for an entry with some of its parameters set; a run that is given it stores these."""
+
+    name: str
+    parameters: Mapping[str, Any]
+
+
 class Catalogue(Mapping[str, T], Generic[T]):
     """Entries by name, in the order of their definition.
 
     Args:
         kind: what an entry is, for messages.
+
+    Attributes:
+        presets: other names, each for an entry with parameters set.
     """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
+        self.presets: dict[str, Preset] = {}
         self._entries: dict[str, T] = {}
         self._parameters: dict[str, dict[str, Parameter]] = {}
 

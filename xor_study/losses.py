@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from xor_study.activations import OUTPUT_ACTIVATIONS
-from xor_study.catalogue import Catalogue, Interval, Positive
+from xor_study.catalogue import Catalogue, Interval, OneOf, Positive, Preset
 
 PerSample = Callable[..., Tensor]
 
@@ -118,6 +118,100 @@ def huber(logit: Tensor, prediction: Tensor, target: Tensor, *, delta: Positive 
 def hinge(logit: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
     """max(0, 1 - y z) of the raw logit z and targets -1 and +1 (Cortes & Vapnik 1995)."""
     return torch.relu(1 - target * logit)
+
+
+AXON_EPSILON = 1e-7
+
+
+def clipped_gradient(prediction: Tensor, target: Tensor, upstream: Tensor, *, squared: bool) -> Tensor:
+    """Return the gradient of Axon's guarded cross-entropy with respect to the prediction.
+
+    With q = clip(p, eps, 1 - eps) it is g = upstream (-y / (q + eps) + (1 - y) / ((1 - q) + eps)) strictly between the
+    bounds and 0 elsewhere. Nx before pull request 1779 multiplied by the derivative of its clip as if that were g
+    itself, which gives g^2 (`squared`); `upstream` is 1 / n, inside the square.
+    """
+    eps = torch.tensor(AXON_EPSILON, dtype=prediction.dtype, device=prediction.device)
+    clipped = torch.clamp(prediction, eps, 1 - eps)
+    gradient = (-target / (clipped + eps) + (1 - target) / ((1 - clipped) + eps)) * upstream
+    inside = (prediction > eps) & (prediction < 1 - eps)
+    return torch.where(inside, gradient * gradient if squared else gradient, 0.0)
+
+
+def exponential_sigmoid_gradient(logit: Tensor, prediction: Tensor) -> Tensor:
+    """Return Nx's derivative of the sigmoid, e^-z p p: e^-z is infinite in float32 below z = -88.72."""
+    return torch.exp(-logit) * prediction * prediction
+
+
+def softplus_gradient(logit: Tensor) -> Tensor:
+    """Return Nx's derivative of max(0, z) + log(1 + e^-|z|): sigmoid(z), but 0 at z = 0, where 1/2 and -1/2 meet."""
+    small = torch.exp(-torch.abs(logit))
+    small = small / (1 + small)
+    return torch.where(logit > 0, 1 - small, torch.where(logit < 0, small, 0.0 * logit))
+
+
+class _AxonCrossEntropy(torch.autograd.Function):
+    """Axon's value with Nx's gradient, which autograd would not find by itself."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        logit: Tensor, prediction: Tensor, target: Tensor, logits_visible: bool, squared: bool, exponential: bool
+    ) -> Tensor:
+        if logits_visible:
+            guard = torch.log1p(torch.exp(-torch.abs(logit)))
+            return target * (torch.relu(-logit) + guard) + (1 - target) * (torch.relu(logit) + guard)
+        eps = torch.tensor(AXON_EPSILON, dtype=prediction.dtype, device=prediction.device)
+        clipped = torch.clamp(prediction, eps, 1 - eps)
+        return -(target * torch.log(clipped + eps) + (1 - target) * torch.log((1 - clipped) + eps))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        logit, prediction, target, *ctx.switches = inputs
+        ctx.save_for_backward(logit, prediction, target)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        logit, prediction, target = ctx.saved_tensors
+        logits_visible, squared, exponential = ctx.switches
+        if logits_visible:
+            gradient = (1 - target) * softplus_gradient(logit) - target * softplus_gradient(-logit)
+            return gradient * upstream, None, None, None, None, None
+        by_prediction = clipped_gradient(prediction, target, upstream, squared=squared)
+        stable = prediction * (1 - prediction)
+        by_logit = exponential_sigmoid_gradient(logit, prediction) if exponential else stable
+        return by_prediction * by_logit, None, None, None, None, None
+
+
+@_loss(outputs=("sigmoid",), reason="Axon's cross-entropy looks for the logits of a sigmoid")
+def axon_binary_cross_entropy(
+    logit: Tensor,
+    prediction: Tensor,
+    target: Tensor,
+    *,
+    logits_visible: bool = True,
+    clip_gradient: Annotated[str, OneOf(("correct", "squared"))] = "correct",
+    sigmoid_gradient: Annotated[str, OneOf(("stable", "exponential"))] = "stable",
+) -> Tensor:
+    """Binary cross-entropy as Axon computes it, with a switch for each of the three defects found in it.
+
+    With `logits_visible` it is y softplus(-z) + (1 - y) softplus(z), and its gradient is sigmoid(z) - y but exactly 0
+    at z = 0. Without, it is -(y log(q + eps) + (1 - y) log((1 - q) + eps)) with q = clip(p, eps, 1 - eps), and its
+    gradient is `clipped_gradient` times the sigmoid's, which is p (1 - p) or e^-z p p. The other two switches act only
+    there. Source: Axon 0.6.1 and 0.7.0 with Nx 0.7.3 and 0.9.0; see tests/data/axon/README.md.
+    """
+    squared, exponential = clip_gradient == "squared", sigmoid_gradient == "exponential"
+    apply: Callable[..., Tensor] = _AxonCrossEntropy.apply
+    return apply(logit, prediction, target, logits_visible, squared, exponential)
+
+
+LOSSES.presets |= {
+    version: Preset(
+        axon_binary_cross_entropy.__name__,
+        {"logits_visible": visible, "clip_gradient": "squared", "sigmoid_gradient": "exponential"},
+    )
+    for version, visible in (("axon_0_6_1", False), ("axon_0_7_0", True))
+}
 
 
 def check_pairing(loss: str, output: str) -> str | None:

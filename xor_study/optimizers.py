@@ -183,6 +183,60 @@ def adamw(
     return _adam_step(parameter, gradient, state, schedule, lr, beta1, beta2, eps)
 
 
+class PolarisAdam(torch.optim.Optimizer):
+    """Adam as Polaris 0.1 writes it: rate * mhat / (sqrt(vhat + eps_root) + eps). `torch.optim` has no such thing."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        eps_root: float = 1e-15,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "eps_root": eps_root})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # there is no closure to return a loss of
+        """Make one step."""
+        for group in self.param_groups:
+            (beta1, beta2), lr = group["betas"], group["lr"]
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if not state:
+                    state |= {"step": 0, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
+                state["step"] += 1
+                state["mean"].mul_(beta1).add_(parameter.grad, alpha=1 - beta1)
+                state["square"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+                mean = state["mean"] / (1 - beta1 ** state["step"])
+                square = state["square"] / (1 - beta2 ** state["step"])
+                parameter.sub_(lr * mean / ((square + group["eps_root"]).sqrt() + group["eps"]))
+
+
+def _polaris_schedule(steps: Steps, *, beta1: float, beta2: float, **_: Any) -> dict[str, Steps]:
+    return {"mean": 1 / (1 - beta1**steps), "square": 1 / (1 - beta2**steps)}
+
+
+@_optimizer(PolarisAdam, lr=1e-3, state=("mean", "square"), schedule=_polaris_schedule)
+def polaris_adam(
+    parameter: Tensor,
+    gradient: Tensor,
+    state: State,
+    schedule: Schedule,
+    lr: Number,
+    *,
+    beta1: DecayRate = 0.9,
+    beta2: DecayRate = 0.999,
+    eps: NonNegative = 1e-8,
+    eps_root: NonNegative = 1e-15,
+) -> tuple[Tensor, State]:
+    """Adam with another small number under the root, as Axon's `:adam` (Polaris 0.1.0) has it. `PolarisAdam`."""
+    mean = beta1 * state["mean"] + (1 - beta1) * gradient
+    square = beta2 * state["square"] + (1 - beta2) * gradient * gradient
+    step = lr * (mean * schedule["mean"]) / (torch.sqrt(square * schedule["square"] + eps_root) + eps)
+    return parameter - step, {"mean": mean, "square": square}
+
+
 def _nadam_schedule(steps: Steps, *, beta1: float, beta2: float, momentum_decay: float, **_: Any) -> dict[str, Steps]:
     momentum = beta1 * (1 - 0.5 * 0.96 ** (steps * momentum_decay))
     following = beta1 * (1 - 0.5 * 0.96 ** ((steps + 1) * momentum_decay))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xor_study.data import CORNERS
-from xor_study.training import Cohort, Observation
+from xor_study.training import Cohort, Internals, Observation
 
 OUTCOMES = ("solved", "unsolved", "diverged", "nonfinite")
 
@@ -56,6 +57,33 @@ def threshold_losses(cohort: Cohort) -> NDArray[np.float64]:
     return losses.mean(1).numpy()
 
 
+@dataclass(frozen=True)
+class Detail:
+    """What is kept beyond the usual.
+
+    Attributes:
+        every_step: all that is noted of every step.
+        snapshots: the steps of which parameters, gradients and logits are kept.
+    """
+
+    every_step: bool = False
+    snapshots: frozenset[int] = frozenset()
+
+
+class Snapshot(NamedTuple):
+    """One step of all runs.
+
+    Attributes:
+        parameters: after its update, shape (runs, width).
+        gradient: before clipping, shape (runs, width).
+        logits: of the four corners before the update, shape (runs, 4).
+    """
+
+    parameters: Tensor
+    gradient: Tensor
+    logits: Tensor
+
+
 @dataclass
 class Recorder:
     """Gathers what is noted of a cohort's runs, a chunk of steps at a time.
@@ -63,13 +91,14 @@ class Recorder:
     Args:
         cohort: whose runs are recorded.
         members: which of them, by their place in the cohort; one may stand several times.
-        every_step: keep all that is noted of every step.
+        detail: what is kept beyond the usual.
     """
 
     cohort: Cohort
     members: NDArray[np.intp]
-    every_step: bool = False
+    detail: Detail
     _chunks: list[Observation] = field(default_factory=list)
+    _snapshots: dict[int, Snapshot] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         device = self.cohort.parameters.device
@@ -109,8 +138,13 @@ class Recorder:
         for epoch in range((steps.start - 1) // self.cohort.iterations, (steps.stop - 2) // self.cohort.iterations + 1):
             first = epoch * self.cohort.iterations + 1 - steps.start
             self._epochs[epoch] += loss[max(0, first) : first + self.cohort.iterations].sum(0)
-        if self.every_step:
+        if self.detail.every_step:
             self._chunks.append(noted)
+
+    def add_snapshot(self, step: int, parameters: Tensor, internals: Internals) -> None:
+        """Take in one step in detail if it is asked for; all tensors have a row for each member."""
+        if step in self.detail.snapshots:
+            self._snapshots[step] = Snapshot(parameters.clone(), internals.gradient.clone(), internals.logits.clone())
 
     def finish(self, corners_right: Tensor) -> Recorded:
         """Return the record of all runs, given how many corners are right in the end, shape (runs,)."""
@@ -131,11 +165,13 @@ class Recorder:
             "max_grad_norm": _numpy(self._max_norm),
         }
         history = None
-        if self.every_step:
+        if self.detail.every_step:
             parts = zip(Observation._fields, zip(*self._chunks, strict=True), strict=True)
             history = {name: _numpy(torch.cat(part)) for name, part in parts}
         epoch_losses = _numpy((self._epochs / self.cohort.iterations).T)
-        return Recorded(pd.DataFrame(measures), self._steps, _numpy(self._losses.T), epoch_losses, history)
+        return Recorded(
+            pd.DataFrame(measures), self._steps, _numpy(self._losses.T), epoch_losses, history, self._snapshots
+        )
 
 
 def _numpy(values: Tensor) -> NDArray[np.float64]:
@@ -167,6 +203,7 @@ class Recorded:
         losses: at these steps, shape (runs, len(steps)).
         epoch_losses: mean of each epoch, shape (runs, epochs).
         history: all that was noted of every step, shape (steps, runs) each, if it was asked for.
+        snapshots: the steps in detail that were asked for, by number.
     """
 
     measures: pd.DataFrame
@@ -174,8 +211,13 @@ class Recorded:
     losses: NDArray[np.float64]
     epoch_losses: NDArray[np.float64]
     history: dict[str, NDArray[np.float64]] | None
+    snapshots: dict[int, Snapshot]
 
     def first(self, runs: int) -> Recorded:
         """Return the record of the first `runs` runs."""
         history = self.history and {name: values[:, :runs] for name, values in self.history.items()}
-        return Recorded(self.measures[:runs], self.steps, self.losses[:runs], self.epoch_losses[:runs], history)
+        snapshots = {
+            step: Snapshot(*(tensor[:runs] for tensor in snapshot)) for step, snapshot in self.snapshots.items()
+        }
+        losses, epochs = self.losses[:runs], self.epoch_losses[:runs]
+        return Recorded(self.measures[:runs], self.steps, losses, epochs, history, snapshots)

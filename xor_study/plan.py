@@ -96,6 +96,9 @@ def register() -> None:
         for name in catalogue:
             parameters = {key: found.default for key, found in catalogue.parameters(name).items()}
             store.store(group=group, name=name, node={"name": name, **parameters}, provider="xor_study")
+        for name, preset in catalogue.presets.items():
+            node = {"name": preset.name, **preset.parameters}
+            store.store(group=group, name=name, node=node, provider="xor_study")
     for hidden, output in itertools.product(HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS):
         node = {"hidden": hidden, "output": output}
         store.store(group="activation", name=f"{hidden}_{output}", node=node, provider="xor_study")
@@ -282,7 +285,9 @@ def _composition_error(lines: Sequence[str], chosen: Mapping[str, str], error: E
 
 
 def _no_parameter(group: str, choice: str, name: str) -> str:
-    known = list(GROUPS[group].parameters(choice)) if choice in GROUPS[group] else []
+    preset = GROUPS[group].presets.get(choice)
+    function = preset.name if preset else choice
+    known = list(GROUPS[group].parameters(function)) if function in GROUPS[group] else []
     has = f"it has {', '.join(f'{group}.{k}' for k in known)}" if known else "it has none"
     return (
         f"{group}.{name}: {group}={choice} has no such parameter ({has})" if choice else f"{group}.{name}: unknown key"

@@ -191,8 +191,22 @@ def _group(field: str) -> str | None:
     return None if field in OWN else field.split("_", 1)[0]
 
 
+def _without_presets(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return values in which a preset's name is replaced by what it stands for; parameters given beside it stay."""
+    result = dict(values)
+    for group, catalogue in GROUPS.items():
+        preset = catalogue.presets.get(str(result.get(group)))
+        if preset is not None:
+            result[group] = preset.name
+            for name, value in preset.parameters.items():
+                field = f"{group}_{name}"
+                result[field] = value if pd.isna(result.get(field)) else result[field]
+    return result
+
+
 def _resolved(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return checked values of all fields, with None replaced by the default where there is one."""
+    values = _without_presets(values)
     result: dict[str, Any] = {}
     for field in FIELDS:
         allowed, default = _rules(field, result.get(_group(field) or "", ""))
@@ -236,10 +250,16 @@ def table_of(runs: Iterable[RunSpec] | pd.DataFrame) -> pd.DataFrame:
     for column in given:
         if column not in FIELDS:
             raise StudyError(f"{show(column)}: unknown column{suggestion(column, FIELDS)}")
+    for group, catalogue in GROUPS.items():
+        if group in given and given[group].isin(list(catalogue.presets)).any():
+            names = {group} | {f"{group}_{name}" for preset in catalogue.presets.values() for name in preset.parameters}
+            rows = pd.DataFrame({name: given[name] for name in names if name in given}, dtype=object)
+            replaced = pd.DataFrame([_without_presets(row) for row in rows.to_dict("records")], dtype=object)
+            given |= {str(name): replaced[name] for name in replaced}
     table: dict[str, pd.Series[Any]] = {}
     for field in FIELDS:
-        group = _group(field)
-        choices = table[group] if group else pd.Series("", index=range(len(runs)))
+        decisive = _group(field)
+        choices = table[decisive] if decisive else pd.Series("", index=range(len(runs)))
         table[field] = _column(field, given.get(field), choices)
     result = pd.DataFrame(table)
     for values in result[list(_TOGETHER)].drop_duplicates().to_dict("records"):

@@ -50,6 +50,18 @@ class Observation(NamedTuple):
     corners_right: Tensor
 
 
+class Internals(NamedTuple):
+    """What a step computes on its way and is kept only where a snapshot is asked for.
+
+    Attributes:
+        gradient: of all parameters, before clipping, shape (width,).
+        logits: of the four corners before the update, shape (4,).
+    """
+
+    gradient: Tensor
+    logits: Tensor
+
+
 @dataclass(frozen=True)
 class Program:
     """What runs must share to be trained together: everything that is not a number of theirs.
@@ -114,7 +126,7 @@ def step(
     counts: Tensor,
     schedule: Schedule,
     numbers: Mapping[str, Mapping[str, Number]],
-) -> tuple[Tensor, State, Observation]:
+) -> tuple[Tensor, State, Observation, Internals]:
     """Make one update of one network.
 
     Args:
@@ -126,7 +138,7 @@ def step(
         numbers: the parameters that differ between networks (the rate among them), by group and name.
 
     Returns:
-        The parameters and the state after the update, and what is noted of the step.
+        The parameters and the state after the update, what is noted of the step, and how it came about.
     """
     logit, pull_back = vjp(program.logit, program.named(parameters))[:2]  # (4,)
 
@@ -146,18 +158,15 @@ def step(
     updated, state = program.optimizer.update(
         parameters, clipped, state, schedule, **program.constants["optimizer"], **numbers["optimizer"]
     )
-    return (
-        updated,
-        state,
-        Observation(
-            loss=torch.where(present, counts * losses, 0.0).sum() / program.batch,
-            grad_norm=torch.linalg.vector_norm(gradient),
-            max_abs_grad=torch.linalg.vector_norm(gradient, torch.inf),
-            max_abs_parameter=torch.linalg.vector_norm(updated, torch.inf),
-            max_abs_logit=torch.linalg.vector_norm(logit, torch.inf),
-            corners_right=program.corners_right(logit),
-        ),
+    observation = Observation(
+        loss=torch.where(present, counts * losses, 0.0).sum() / program.batch,
+        grad_norm=torch.linalg.vector_norm(gradient),
+        max_abs_grad=torch.linalg.vector_norm(gradient, torch.inf),
+        max_abs_parameter=torch.linalg.vector_norm(updated, torch.inf),
+        max_abs_logit=torch.linalg.vector_norm(logit, torch.inf),
+        corners_right=program.corners_right(logit),
     )
+    return updated, state, observation, Internals(gradient, logit)
 
 
 @dataclass(frozen=True)

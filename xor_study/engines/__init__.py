@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xor_study.catalogue import StudyError, show, suggestion
-from xor_study.data import Batches
+from xor_study.data import CORNERS, Batches
 from xor_study.engines import plain, vmap
 from xor_study.network import XORNetwork
-from xor_study.outcome import Recorded
+from xor_study.outcome import Detail, Recorded
 from xor_study.spec import FIELDS, RunSpec, key_of, run_ids, table_of
 from xor_study.training import DTYPES, Cohort, cohorts
 
-Engine = Callable[[Cohort, bool, Callable[[int], None]], Iterator[tuple[NDArray[np.intp], Recorded, Tensor]]]
+Engine = Callable[[Cohort, Detail, Callable[[int], None]], Iterator[tuple[NDArray[np.intp], Recorded, Tensor]]]
 
 ENGINES: dict[str, Engine] = {"plain": plain.train, "vmap": vmap.train}
 AUTO = "auto"
@@ -45,6 +45,21 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Details:
+    """One step of all runs.
+
+    Attributes:
+        parameters: by name, after the step's update, shape (runs, *shape); zeros where a run is narrower.
+        gradients: likewise, before clipping.
+        logits: of the four corners before the update, shape (runs, 4). Zeros where a run has fewer steps.
+    """
+
+    parameters: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    logits: Tensor
+
+
+@dataclass(frozen=True)
 class Result:
     """What training some runs gave. All tables have a row for each run, in the order they were given.
 
@@ -56,6 +71,7 @@ class Result:
         parameters: final parameters by name, shape (runs, *shape). A network that is narrower than the widest is
             filled up with zeros; `network` gives it as it is.
         history: all that was noted of every step, a row for each run and step, or None if it was not asked for.
+        snapshots: the steps in detail that were asked for, by number.
     """
 
     runs: pd.DataFrame
@@ -63,6 +79,7 @@ class Result:
     epoch_losses: pd.DataFrame
     parameters: dict[str, Tensor]
     history: pd.DataFrame | None
+    snapshots: dict[int, Details]
 
     def network(self, run: int) -> XORNetwork:
         """Return the trained network of the run at place `run`, on the CPU."""
@@ -113,6 +130,7 @@ def train(
     engine: str = AUTO,
     device: str = "cpu",
     every_step: bool = False,
+    snapshots: Iterable[int] = (),
     batches: tuple[Any, Any] | None = None,
     initial: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -124,6 +142,7 @@ def train(
         engine: "plain", "vmap" or "auto".
         device: "cpu", "cuda" or "cuda:N".
         every_step: keep what is noted of every step (`Result.history`) instead of a few dozen losses.
+        snapshots: numbers of steps of which to keep parameters, gradients and logits (`Result.snapshots`).
         batches: recorded inputs (x1, x2), shape (steps, samples) each, for all runs, instead of those of their seeds.
         initial: initial parameters by name, shape (*shape) or (runs, *shape), instead of those of the seeds.
         progress: called every now and then, and at the end.
@@ -136,7 +155,8 @@ def train(
     given = Batches.explicit(*batches) if batches is not None else None
     groups = list(cohorts(table, check_device(device), given, initial))
     state = Progress(len(table), int((table["epochs"] * table["iterations"]).sum()))
-    collected = _Collection(table)
+    detail = Detail(every_step, frozenset(snapshots))
+    collected = _Collection(table, detail)
 
     def advance(steps: int) -> None:
         state.steps_done += steps
@@ -144,7 +164,7 @@ def train(
             progress(state)
 
     for cohort in groups:
-        for members, recorded, parameters in ENGINES[chosen](cohort, every_step, advance):
+        for members, recorded, parameters in ENGINES[chosen](cohort, detail, advance):
             collected.add(cohort, members, recorded, parameters)
             state.runs_done += len(members)
             state.outcomes.update(recorded.measures["outcome"])
@@ -155,21 +175,37 @@ def train(
 class _Collection:
     """Puts what the engines yield back into the order of the table."""
 
-    def __init__(self, table: pd.DataFrame) -> None:
+    def __init__(self, table: pd.DataFrame, detail: Detail) -> None:
         self.table, self.ids = table, run_ids(table)
         self.pieces: list[tuple[NDArray[np.intp], Recorded]] = []
-        self.parameters: dict[str, Tensor] = {}
-        wide = XORNetwork(int(table["hidden"].max()))
-        dtype = torch.float64 if (table["dtype"] == "float64").any() else torch.float32
-        for name, parameter in wide.named_parameters():
-            self.parameters[name] = torch.zeros(len(table), *parameter.shape, dtype=dtype)
+        self.dtype = torch.float64 if (table["dtype"] == "float64").any() else torch.float32
+        self.parameters = self._zeros()
+        self.snapshots = {
+            step: Details(self._zeros(), self._zeros(), torch.zeros(len(table), len(CORNERS), dtype=self.dtype))
+            for step in sorted(detail.snapshots)
+        }
+
+    def _zeros(self) -> dict[str, Tensor]:
+        wide = XORNetwork(int(self.table["hidden"].max()))
+        return {
+            name: torch.zeros(len(self.table), *parameter.shape, dtype=self.dtype)
+            for name, parameter in wide.named_parameters()
+        }
 
     def add(self, cohort: Cohort, members: NDArray[np.intp], recorded: Recorded, parameters: Tensor) -> None:
         rows = cohort.rows[members]
         self.pieces.append((rows, recorded))
-        for name, value in cohort.program.named(parameters.cpu()).items():
+        self._place(self.parameters, cohort, rows, parameters)
+        for step, snapshot in recorded.snapshots.items():
+            kept = self.snapshots[step]
+            self._place(kept.parameters, cohort, rows, snapshot.parameters)
+            self._place(kept.gradients, cohort, rows, snapshot.gradient)
+            kept.logits[torch.from_numpy(rows)] = snapshot.logits.to(kept.logits)
+
+    def _place(self, named: dict[str, Tensor], cohort: Cohort, rows: NDArray[np.intp], flat: Tensor) -> None:
+        for name, value in cohort.program.named(flat.detach().cpu()).items():
             region: tuple[Any, ...] = (torch.from_numpy(rows), *(slice(size) for size in value.shape[1:]))
-            self.parameters[name][region] = value.to(self.parameters[name].dtype)
+            named[name][region] = value.to(self.dtype)
 
     def result(self, engine: str, device: str) -> Result:
         order = np.argsort(np.concatenate([rows for rows, _ in self.pieces]), kind="stable")
@@ -181,7 +217,7 @@ class _Collection:
         epochs = self._wide(
             {id(r): (np.arange(1, r.epoch_losses.shape[1] + 1), r.epoch_losses) for _, r in self.pieces}, "epoch"
         )
-        return Result(runs, losses, epochs, self.parameters, self._history())
+        return Result(runs, losses, epochs, self.parameters, self._history(), self.snapshots)
 
     def _wide(self, values: dict[int, tuple[NDArray[np.int64], NDArray[np.float64]]], name: str) -> pd.DataFrame:
         columns = np.unique(np.concatenate([numbers for numbers, _ in values.values()]))

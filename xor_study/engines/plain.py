@@ -15,27 +15,27 @@ import torch
 from torch import Tensor, nn
 
 from xor_study.network import XORNetwork
-from xor_study.outcome import Recorded, Recorder
-from xor_study.training import Cohort, Observation
+from xor_study.outcome import Detail, Recorded, Recorder
+from xor_study.training import Cohort, Internals, Observation
 
 _CHUNK = 100
 
 
 def train(
-    cohort: Cohort, every_step: bool, progress: Callable[[int], None]
+    cohort: Cohort, detail: Detail, progress: Callable[[int], None]
 ) -> Iterator[tuple[np.ndarray, Recorded, Tensor]]:
     """Yield (members of the cohort, their record, their final parameters), a run at a time.
 
     Args:
         cohort: runs that share a program.
-        every_step: keep all that is noted of every step.
+        detail: what is kept beyond the usual.
         progress: is told how many network-steps have been made since it was last called.
     """
     for member in range(len(cohort.rows)):
         members = np.array([member])
-        recorder = Recorder(cohort, members, every_step)
+        recorder = Recorder(cohort, members, detail)
         network = _network(cohort, member)
-        take_steps = _trainer(cohort, member, network)
+        take_steps = _trainer(cohort, member, network, recorder)
         for first in range(1, cohort.steps + 1, _CHUNK):
             steps = range(first, min(first + _CHUNK, cohort.steps + 1))
             with _default_dtype(cohort.parameters.dtype):
@@ -71,7 +71,9 @@ def _corner_logits(cohort: Cohort, network: XORNetwork) -> Tensor:
     return logits
 
 
-def _trainer(cohort: Cohort, member: int, network: XORNetwork) -> Callable[[range], Iterator[Observation]]:
+def _trainer(
+    cohort: Cohort, member: int, network: XORNetwork, recorder: Recorder
+) -> Callable[[range], Iterator[Observation]]:
     """Return a function that trains one network over a range of steps and yields what is noted of each."""
     program = cohort.program
     own = {
@@ -84,7 +86,7 @@ def _trainer(cohort: Cohort, member: int, network: XORNetwork) -> Callable[[rang
 
     def take_steps(steps: range) -> Iterator[Observation]:
         inputs = (torch.from_numpy(bits).to(parameters[0])[..., None] for bits in cohort.batches.inputs(member, steps))
-        for x1, x2 in zip(*inputs, strict=True):  # (n, 1) each
+        for number, x1, x2 in zip(steps, *inputs, strict=True):  # (n, 1) each
             target = torch.where(x1 != x2, high, low).to(x1.dtype)
             logit = network(x1, x2, return_logit=True)
             prediction = network.output_activation(logit)
@@ -96,11 +98,13 @@ def _trainer(cohort: Cohort, member: int, network: XORNetwork) -> Callable[[rang
                 program.clip.reference(parameters, own["clip"]["bound"])
             logits = _corner_logits(cohort, network)
             optimizer.step()
+            updated = nn.utils.parameters_to_vector(parameters).detach()
+            recorder.add_snapshot(number, updated[None], Internals(gradient[None], logits[None]))
             yield Observation(
                 loss=loss.detach(),
                 grad_norm=torch.linalg.vector_norm(gradient),
                 max_abs_grad=gradient.abs().max(),
-                max_abs_parameter=nn.utils.parameters_to_vector(parameters).detach().abs().max(),
+                max_abs_parameter=updated.abs().max(),
                 max_abs_logit=logits.abs().max(),
                 corners_right=program.corners_right(logits),
             )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from xor_study.outcome import Recorded, Recorder
+from xor_study.outcome import Detail, Recorded, Recorder
 from xor_study.training import Cohort, Observation, step
 
 BLOCK = 512
@@ -24,13 +24,13 @@ _CHUNK = 100
 
 
 def train(
-    cohort: Cohort, every_step: bool, progress: Callable[[int], None]
+    cohort: Cohort, detail: Detail, progress: Callable[[int], None]
 ) -> Iterator[tuple[np.ndarray, Recorded, Tensor]]:
     """Yield (members of the cohort, their record, their final parameters), a block at a time.
 
     Args:
         cohort: runs that share a program.
-        every_step: keep all that is noted of every step.
+        detail: what is kept beyond the usual.
         progress: is told how many network-steps have been made since it was last called.
     """
     runs, compiled = len(cohort.rows), None
@@ -40,10 +40,10 @@ def train(
         with _one_thread(), torch.no_grad():
             block = _Block(cohort, members)
             compiled = compiled or block.trace()
-            recorder = Recorder(cohort, members, every_step)
+            recorder = Recorder(cohort, members, detail)
             for first in range(1, cohort.steps + 1, _CHUNK):
                 steps = range(first, min(first + _CHUNK, cohort.steps + 1))
-                recorder.add(steps, block.run(compiled, steps))
+                recorder.add(steps, block.run(compiled, steps, recorder))
                 progress(len(steps) * real)
             logits = torch.vmap(cohort.program.logit)(cohort.program.named(block.parameters))
             recorded = recorder.finish(cohort.program.corners_right(logits))
@@ -88,12 +88,15 @@ class _Block:
         graph.recompile()
         return graph
 
-    def run(self, compiled: Callable[..., Any], steps: range) -> Observation:
+    def run(self, compiled: Callable[..., Any], steps: range, recorder: Recorder) -> Observation:
         """Make some steps and return what is noted of them, tensors of shape (steps, networks)."""
         noted = []
         for index, counts in enumerate(self._counts(steps), start=steps.start - 1):
             now = {name: values[index] for name, values in self.schedule.items()}
-            self.parameters, self.state, observation = compiled(self.parameters, self.state, counts, now, self.numbers)
+            self.parameters, self.state, observation, internals = compiled(
+                self.parameters, self.state, counts, now, self.numbers
+            )
+            recorder.add_snapshot(index + 1, self.parameters, internals)
             noted.append(observation)
         return Observation(*(torch.stack(column) for column in zip(*noted, strict=True)))
 
