@@ -11,7 +11,7 @@ import torch
 
 from xor_study import RunSpec, StudyError, conformance
 from xor_study.activations import sigmoid
-from xor_study.conformance import VERSIONS, floats, read_trace, replay, running_mean
+from xor_study.conformance import VERSIONS, floats, read_trace, replay
 from xor_study.engines import ENGINES
 from xor_study.losses import (
     LOSSES,
@@ -19,6 +19,7 @@ from xor_study.losses import (
     exponential_sigmoid_gradient,
     softplus_gradient,
 )
+from xor_study.outcome import running_mean
 
 DATA = Path(__file__).parent / "data/axon"
 TRACES = sorted(DATA.glob("trace_*.json"))

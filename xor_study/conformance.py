@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from xor_study.catalogue import StudyError, suggestion
 from xor_study.engines import ENGINES, Result, train
+from xor_study.outcome import running_mean
 from xor_study.spec import RunSpec
 
 
@@ -272,16 +273,6 @@ def ours(theirs: Mapping[str, list[str]], name: str, width: int) -> NDArray[np.f
     if not is_kernel:
         return values
     return values.reshape((2, width) if name == "hidden.weight" else (width, 1)).T
-
-
-def running_mean(loss: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Return the mean of all losses so far, in float32 and step by step as Axon's loop does: never reset."""
-    mean, means = np.float32(0), []
-    with np.errstate(invalid="ignore", over="ignore"):
-        for step, value in enumerate(loss.astype(np.float32)):
-            mean = (mean * np.float32(step) + value) / np.float32(step + 1)
-            means.append(mean)
-    return np.array(means, np.float32)
 
 
 def _deviation(here: NDArray[Any], there: NDArray[Any], *, relative: bool = False) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -55,6 +55,16 @@ def threshold_losses(cohort: Cohort) -> NDArray[np.float64]:
     target = program.target.double().cpu().expand_as(logit)
     losses = program.loss.per_sample(logit, torch.full_like(logit, 0.5), target, **program.constants["loss"], **numbers)
     return losses.mean(1).numpy()
+
+
+def running_mean(loss: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the mean of all losses so far, in float32 and step by step as Axon's loop does: never reset."""
+    mean, means = np.float32(0), []
+    with np.errstate(invalid="ignore", over="ignore"):
+        for step, value in enumerate(loss.astype(np.float32)):
+            mean = (mean * np.float32(step) + value) / np.float32(step + 1)
+            means.append(mean)
+    return np.array(means, np.float32)
 
 
 @dataclass(frozen=True)

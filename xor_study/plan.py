@@ -31,11 +31,17 @@ from xor_study.engines import check_device, choose_engine
 from xor_study.spec import DECLARED, GROUPS, KEYS, OWN, key_of, run_ids, table_of
 
 CONFIG_NAME = "config"
-SETTINGS = ("engine", "device")
+SETTINGS = ("engine", "device", "log")
 """What is the same for a whole sweep and no part of a run."""
+
+LOGS = ("epochs", "axon")
+"""How the loss of a single run is printed."""
 
 CHOICES = (*GROUPS, "activation")
 """Hydra's config groups of this package."""
+
+STUDY = "study"
+"""The config group of named grids, for sweeps only."""
 
 _HERE = Path(__file__).resolve().parent
 CONFIG_DIR = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
@@ -78,7 +84,7 @@ class Plan:
     Attributes:
         table: the runs, checked and distinct.
         axes: the keys that the command line sweeps over, as given.
-        engine, device: for all of them.
+        engine, device, log: for all of them.
         duplicates: how many runs were dropped because they stood twice.
     """
 
@@ -86,6 +92,7 @@ class Plan:
     axes: tuple[str, ...]
     engine: str
     device: str
+    log: str
     duplicates: int
 
 
@@ -132,7 +139,7 @@ def values_of(config: DictConfig) -> dict[str, Any]:
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", STUDY)])
 
 
 def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
@@ -151,7 +158,6 @@ def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
         key = override.key_or_group
         if not override.is_hydra_override():
             _check_key(override, text)
-        result.pop(key, None)
         result[key] = override
     return list(result.values())
 
@@ -160,7 +166,7 @@ def _check_key(override: Override, text: str) -> None:
     key = override.key_or_group
     if override.type not in (OverrideType.CHANGE, OverrideType.FORCE_ADD) or override.package is not None:
         raise StudyError(f"{show(text)}: must be key=value")
-    if key in CHOICES or key in SETTINGS or key in KEYS:
+    if key in CHOICES or key in SETTINGS or key in KEYS or key == STUDY:
         return
     group, _, name = key.partition(".")
     if group in GROUPS and name == "name":
@@ -170,7 +176,7 @@ def _check_key(override: Override, text: str) -> None:
 
 def _hint(key: str) -> str:
     """Return the end of a message about an unknown key: the nearest key, or all that stand at top level."""
-    known = [*CHOICES, *KEYS, *SETTINGS]
+    known = [*CHOICES, *KEYS, *SETTINGS, STUDY]
     guesses = [ALIASES[key]] if key in ALIASES else [k for k in known if k.partition(".")[2] == key]
     guesses = guesses or difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key, ALIASES, n=1)
     if guesses:
@@ -183,7 +189,7 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
 
     Args:
         loader: of the Hydra application.
-        overrides: as typed, such as "lr=0.1,1".
+        overrides: as typed, such as "lr=0.1,1" or "study=mechanism". A value beside a study replaces its axis.
         sweep: whether an override may be a sweep.
         config_name: the primary configuration.
 
@@ -191,15 +197,52 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
         StudyError: if anything is wrong with any run.
     """
     parsed = parse(overrides, loader)
+    own = [override.input_line or "" for override in parsed if override.key_or_group != STUDY]
+    lines = [own]
+    for override in parsed:
+        if override.key_or_group == STUDY:
+            lines = [grid + own for grid in _grids(override, loader, config_name, sweep)]
+    grids = [_grid(loader, line, sweep, config_name) for line in lines]
+    axes = tuple(dict.fromkeys(axis for grid in grids for axis in grid.axes))
+    table = pd.concat([grid.table for grid in grids], ignore_index=True)
+    distinct = table[~run_ids(table).duplicated()].reset_index(drop=True)
+    check_device(grids[0].device)
+    check_log(grids[0].log, sweep)
+    engine = choose_engine(grids[0].engine, len(distinct))
+    return Plan(distinct, axes, engine, grids[0].device, grids[0].log, len(table) - len(distinct))
+
+
+def check_log(log: str, sweep: bool) -> None:
+    """Raise StudyError unless a loss can be printed that way."""
+    if log not in LOGS:
+        raise StudyError(f"log={show(log)}: unknown{suggestion(str(log), LOGS)}")
+    if sweep and log != LOGS[0]:
+        raise StudyError(f"log={log}: prints the loss of a single run; leave it out of a sweep")
+
+
+def _grids(override: Override, loader: ConfigLoader, config_name: str, sweep: bool) -> list[list[str]]:
+    """Return the overrides that each grid of the named studies consists of."""
+    if not sweep:
+        raise StudyError(f"{show(override.input_line)}: a study is many runs; add -m (--multirun)")
+    names = _axis(override, allowed=True) if override.is_sweep_override() else [_plain(override.value())]
+    grids = []
+    for name in names:
+        _check_choice(STUDY, name, loader)
+        found = _compose(loader, config_name, [f"{STUDY}={name}"], {})[STUDY]
+        grids += [[f"{key}={value}" for key, value in grid.items()] for grid in found.grids]
+    return grids
+
+
+def _grid(loader: ConfigLoader, overrides: Sequence[str], sweep: bool, config_name: str) -> Plan:
+    """Return the plan of one grid, with its duplicates."""
+    parsed = parse(overrides, loader)
     fixed = [override.input_line or "" for override in parsed if not override.is_sweep_override()]
     axes = {override.key_or_group: _axis(override, sweep) for override in parsed if override.is_sweep_override()}
-    for override in parsed:
-        if not override.is_sweep_override():
-            _check_group(override.key_or_group, override.value(), loader)
+    check_choices(parsed, loader)
+    for key, given in axes.items():
+        for value in given:
+            _check_choice(key, value, loader)
     group_axes = [key for key in axes if key in CHOICES]
-    for key in group_axes:
-        for value in axes[key]:
-            _check_group(key, value, loader)
     value_axes = {key: axes[key] for key in axes if key not in CHOICES}
     strides = _strides(axes)
     frames, places, settings = [], [], {}
@@ -215,10 +258,7 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
         places.append(place)
     table = table_of(pd.concat(frames, ignore_index=True))
     table = table.iloc[np.argsort(np.concatenate(places))].reset_index(drop=True)
-    distinct = table[~run_ids(table).duplicated()].reset_index(drop=True)
-    check_device(settings["device"])
-    engine = choose_engine(settings["engine"], len(distinct))
-    return Plan(distinct, tuple(axes), engine, settings["device"], len(table) - len(distinct))
+    return Plan(table, tuple(axes), settings["engine"], settings["device"], settings["log"], 0)
 
 
 def _axis(override: Override, allowed: bool) -> list[Any]:
@@ -232,7 +272,7 @@ def _axis(override: Override, allowed: bool) -> list[Any]:
         raise StudyError(
             f"{show(text)}: needs another sweeper; here use a list (a,b,c), range(start,stop,step) or glob(*)"
         )
-    if isinstance(override._value, Glob) and key not in CHOICES:
+    if isinstance(override._value, Glob) and key not in (*CHOICES, STUDY):
         raise StudyError(f"{show(text)}: glob only chooses from a group ({', '.join(CHOICES)})")
     try:
         values = [_plain(value) for value in override.sweep_iterator()]
@@ -247,8 +287,15 @@ def _plain(value: Any) -> Any:
     return value.text if isinstance(value, QuotedString) else value
 
 
-def _check_group(key: str, value: Any, loader: ConfigLoader) -> None:
-    if key in CHOICES:
+def check_choices(parsed: Sequence[Override], loader: ConfigLoader) -> None:
+    """Raise StudyError unless every group that is set to one choice has it."""
+    for override in parsed:
+        if not override.is_sweep_override():
+            _check_choice(override.key_or_group, _plain(override.value()), loader)
+
+
+def _check_choice(key: str, value: Any, loader: ConfigLoader) -> None:
+    if key in (*CHOICES, STUDY):
         known = loader.get_group_options(key)
         if value not in known:
             end = suggestion(str(value), known) if key != "activation" else _activation_hint(str(value), known)

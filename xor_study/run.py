@@ -84,6 +84,7 @@ def _check(arguments: argparse.Namespace) -> None:
         if arguments.config_dir:
             loader = _with_folder(loader, Path(arguments.config_dir))
         parsed = plan.parse(overrides, loader)
+        plan.check_choices(parsed, loader)
         modes = {override.key_or_group: override.value() for override in parsed if not override.is_sweep_override()}
         if arguments.multirun or modes.get("hydra.mode") == RunMode.MULTIRUN.name:
             return  # the sweeper plans the rest, also before anything is written
@@ -111,11 +112,13 @@ def _task(config: DictConfig) -> None:
         values = plan.values_of(config)
         settings = {name: str(values.pop(name)) for name in plan.SETTINGS}
         check_device(settings["device"])
+        plan.check_log(settings["log"], sweep=False)
         for field, value in values.items():
             plan.check_value(field, value, values)
         table = table_of(pd.DataFrame([values], dtype=object))
         (folder / records.CONFIG).write_text(OmegaConf.to_yaml(config))
-        runner.run_one(table, choose_engine(settings["engine"], 1), settings["device"], folder)
+        engine = choose_engine(settings["engine"], 1)
+        runner.run_one(table, engine, settings["device"], folder, log=settings["log"])
     except (StudyError, OSError) as error:
         _fail(error)
 

@@ -16,7 +16,7 @@ GRID, MARGIN = 200, 0.25
 """Points along each axis of the decision boundary's picture, and how far it reaches beyond the corners."""
 
 
-def run_one(table: pd.DataFrame, engine: str, device: str, folder: Path) -> Result:
+def run_one(table: pd.DataFrame, engine: str, device: str, folder: Path, log: str = "epochs") -> Result:
     """Train a single run and leave history, table, weights and pictures in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with terminal.progress_bar(1) as follow:
@@ -32,6 +32,10 @@ def run_one(table: pd.DataFrame, engine: str, device: str, folder: Path) -> Resu
     boundary = figures.decision_boundary(predictions, (-MARGIN, 1 + MARGIN), decides.threshold, title)
     figures.save(boundary, folder / "boundary")
     records.write_table(folder / records.RUNS, records.runs_table(result))
+    if log == "axon":
+        terminal.show_running_mean(result.history)
+    else:
+        terminal.show_epochs(result.epoch_losses.iloc[0])
     terminal.show_run(result, corner_predictions(result), sorted(folder.iterdir()))
     return result
 

@@ -23,7 +23,8 @@ from rich.text import Text
 
 from xor_study.data import CORNERS, TARGETS
 from xor_study.engines import Progress, Result
-from xor_study.outcome import OUTCOMES
+from xor_study.outcome import OUTCOMES, running_mean
+from xor_study.spec import OWN, key_of
 
 COLOURS = {"solved": "green", "unsolved": "yellow", "diverged": "magenta", "nonfinite": "red"}
 MOST_ROWS = 200
@@ -64,14 +65,30 @@ def progress_bar(runs: int) -> Iterator[Callable[[Progress], None]]:
         yield follow
 
 
-def show_run(result: Result, predictions: Sequence[float], files: Sequence[Path]) -> None:
-    """Print the summary of a single run: loss of each epoch, the four predictions, the outcome, the files."""
-    out, run = console(), result.runs.iloc[0]
-    losses = result.epoch_losses.iloc[0]
+def show_epochs(losses: pd.Series[float]) -> None:
+    """Print the mean loss of each epoch, of many epochs the first and the last ten."""
+    out = console()
     out.print("epoch  mean loss")
     shown = losses if len(losses) <= 20 else pd.concat([losses[:10], losses[-10:]])
     for epoch, loss in shown.items():
         out.print(f"{epoch:5d}  {loss:.6g}")
+
+
+def show_running_mean(history: pd.DataFrame) -> None:
+    """Print the loss as Axon's loop does: the mean of all steps so far, never reset, so that one NaN stays."""
+    out = console()
+    means = running_mean(history["loss"].to_numpy())
+    iterations = int((history["epoch"] == 1).sum())
+    shown = sorted({0, iterations // 4 - 1, iterations // 2 - 1, 3 * iterations // 4 - 1, iterations - 1} - {-1})
+    for epoch in range(int(history["epoch"].max())):
+        for batch in shown:
+            loss = f"{means[epoch * iterations + batch]:.7f}".replace("nan", "NaN")
+            out.print(f"Epoch: {epoch}, Batch: {batch + 1}, loss: {loss}")
+
+
+def show_run(result: Result, predictions: Sequence[float], files: Sequence[Path]) -> None:
+    """Print the summary of a single run: the four predictions, the outcome, the files."""
+    out, run = console(), result.runs.iloc[0]
     out.print()
     out.print("x1 x2  prediction  target")
     for (x1, x2), prediction, target in zip(CORNERS, predictions, TARGETS, strict=True):
@@ -95,7 +112,9 @@ def _verdict(run: pd.Series[Any]) -> str:
 def show_sweep(runs: pd.DataFrame, axes: Sequence[str], path: Path) -> None:
     """Print how many runs of each cell came to which outcome, seeds collapsed, and where the table is."""
     out = console()
-    keys = list(dict.fromkeys(column for axis in axes if axis != "seed" for column in _columns(axis)))
+    varied = [name for name in OWN if "." not in key_of(name) and runs[name].nunique() > 1]
+    columns = (column for axis in dict.fromkeys([*axes, *varied]) for column in _columns(runs, axis))
+    keys = [key for key in dict.fromkeys(columns) if key != "seed"]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for key in keys:
         table.add_column(key, no_wrap=True)
@@ -118,8 +137,12 @@ def show_sweep(runs: pd.DataFrame, axes: Sequence[str], path: Path) -> None:
     out.print(f"{len(runs)} runs: {path}", soft_wrap=True, markup=False)
 
 
-def _columns(axis: str) -> list[str]:
-    return ["activation.hidden", "activation.output"] if axis == "activation" else [axis]
+def _columns(runs: pd.DataFrame, axis: str) -> list[str]:
+    """Return the columns that tell an axis's values apart: of a group, also parameters that differ within a choice."""
+    if axis == "activation":
+        return ["activation.hidden", "activation.output"]
+    parameters = [column for column in runs.columns if column.startswith(f"{axis}.")]
+    return [axis, *(p for p in parameters if runs.groupby(axis)[p].nunique(dropna=False).max() > 1)]
 
 
 def _share(count: int, runs: int, colour: str) -> str:
