@@ -22,6 +22,8 @@ ORDER = [
     "engines",
     "records",
     "figures",
+    "statistics",
+    "mechanism",
     "conformance",
     "terminal",
     "plan",

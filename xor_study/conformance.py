@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from xor_study.catalogue import StudyError, suggestion
 from xor_study.engines import ENGINES, Result, train
+from xor_study.losses import LOSSES
 from xor_study.outcome import running_mean
 from xor_study.spec import RunSpec
 
@@ -41,7 +42,7 @@ class Version:
     @property
     def affected(self) -> bool:
         """Whether training the XOR example diverges."""
-        return self.loss == "axon_0_6_1"
+        return not LOSSES.presets[self.loss].parameters["logits_visible"]
 
 
 VERSIONS = (
@@ -286,12 +287,16 @@ def _deviation(here: NDArray[Any], there: NDArray[Any], *, relative: bool = Fals
 
 
 def versions_table() -> str:
-    """Return which Axon with which Nx is affected, as Markdown."""
-    lines = ["| Axon | Nx | `:sgd` on XOR | what to do |", "|---|---|---|---|"]
+    """Return which Axon with which Nx is affected by which defect, and what to do, as Markdown."""
+    lines = [
+        "| Axon | Nx | sigmoid's logits reach the loss | gradient of Nx.clip | `:sgd` on XOR | what to do |",
+        "|---|---|---|---|---|---|",
+    ]
     for version in VERSIONS:
-        found = "diverges, often to NaN: the loss does not see the logits" if version.affected else "trains"
-        advice = "use Axon 0.7.0, or Nx with pull request 1779" if version.affected else "-"
-        lines.append(f"| {version.axon} | {version.nx} | {found} | {advice} |")
+        found = ["**no**", "**squared, and used**", "**diverges, NaN in half of the runs**", "update Axon to 0.7.0"]
+        if not version.affected:
+            found = ["yes", "squared, but not used", "trains", "nothing"]
+        lines.append("| " + " | ".join([version.axon, version.nx, *found]) + " |")
     return "\n".join(lines)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 COLUMN = 3.4
@@ -97,6 +101,142 @@ def decision_boundary(
         axes.set(xlabel="x1", ylabel="x2", title=title, xlim=extent, ylim=extent, aspect="equal")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return figure
+
+
+Trace = tuple[str, float, NDArray[np.float32]]
+"""Of the real Axon with SGD: version, rate and the loss of each step."""
+
+PLATEAU = -math.log(2e-7) / 2
+"""Axon's clipped cross-entropy where every probability is 0: half of the targets are 1 and cost -log(2 eps) each."""
+
+OVERFLOW = 88.72
+"""e^x is infinite in float32 beyond this x, the logarithm of its largest number."""
+
+OUTCOME_COLOURS = {"solved": "#009e73", "unsolved": "#f0e442", "diverged": "#e69f00", "nonfinite": "#d55e00"}
+OUTCOME_HATCHES = {"solved": "", "unsolved": "...", "diverged": "///", "nonfinite": "xxx"}
+
+
+def mechanism(
+    curves: pd.DataFrame,
+    cells: pd.DataFrame,
+    anatomy: pd.DataFrame,
+    traces: Sequence[tuple[str, float, NDArray[np.float32]]],
+) -> Figure:
+    """Return what makes the network diverge and what makes it NaN, in three panels.
+
+    Args:
+        curves: of `mechanism.curves`.
+        cells: of `mechanism.cells`.
+        anatomy: of `mechanism.anatomy`.
+        traces: of the real Axon.
+    """
+    with plt.rc_context(_STYLE):
+        figure = plt.figure(figsize=(COLUMN, 8.2))
+        panels: Any = figure.subfigures(3, 1, height_ratios=(2.5, 2.9, 2.8))
+        top, middle, bottom = panels
+        _loss_curves(top.subplots(), curves, traces)
+        _outcome_bars(middle.subplots(), cells)
+        _last_steps(bottom.subplots(2, 1, sharex=True), anatomy)
+    return figure
+
+
+def _switched(table: pd.DataFrame, visible: bool, clip: str, sigmoid: str) -> pd.DataFrame:
+    return table[
+        (table["loss.logits_visible"] == visible)
+        & (table["loss.clip_gradient"] == clip)
+        & (table["loss.sigmoid_gradient"] == sigmoid)
+    ]
+
+
+def _loss_curves(axes: Axes, curves: pd.DataFrame, traces: Sequence[Trace]) -> None:
+    styles = (("axon_0_6_1", False, ORANGE, "broken (0.6.1)"), ("axon_0_7_0", True, BLUE, "sound (0.7.0)"))
+    for version, visible, colour, label in styles:
+        for lr, line in ((0.01, "-"), (0.1, "--")):
+            of_cell = _switched(curves, visible, "squared", "exponential")
+            cell = of_cell[(of_cell["optimizer"] == "sgd") & (of_cell["lr"] == lr)].replace(np.inf, np.nan)
+            axes.plot(cell["step"], cell["median"], line, color=colour, label=f"{label}, lr {lr:g}")
+            axes.fill_between(cell["step"], cell["low"], cell["high"], color=colour, alpha=0.2, linewidth=0)
+            real = [loss for name, rate, loss in traces if name == version and rate == lr]
+            for loss in real:
+                steps = cell["step"][cell["step"] <= np.isfinite(loss).sum()].to_numpy()
+                marker = "o" if lr == 0.01 else "s"
+                axes.plot(steps, loss[steps - 1], marker, color=colour, markersize=2.6, fillstyle="none", linewidth=0)
+    axes.axhline(PLATEAU, color="black", linewidth=0.8, linestyle=":")
+    axes.text(1, PLATEAU * 1.06, "theory: -log(2e-7) / 2", va="bottom")
+    n = int(curves["n"].max())
+    axes.set(xscale="log", yscale="log", xlabel="step", ylabel="loss of the batch", ylim=(0.02, 30))
+    axes.set_title(f"(a) median, quartiles (n = {n}); symbols: real Axon", loc="left")
+    axes.legend(loc="lower left", handlelength=2)
+
+
+def _outcome_bars(axes: Axes, cells: pd.DataFrame) -> None:
+    semantics = (
+        ("as in 0.6.1", (False, "squared", "exponential")),
+        ("stable sigmoid", (False, "squared", "stable")),
+        ("correct clip", (False, "correct", "exponential")),
+        ("visible logits", (True, "squared", "exponential")),
+        ("all three", (True, "correct", "stable")),
+    )
+    settings = (("sgd", 0.01, "SGD 0.01"), ("sgd", 0.1, "SGD 0.1"), ("polaris_adam", 0.001, "Adam 0.001"))
+    ticks, names, place = [], [], 0.0
+    for optimizer, lr, setting in settings:
+        axes.text(0, place - 0.62, setting, va="bottom", fontweight="bold")
+        for label, switches in semantics:
+            cell = _switched(cells, *switches)
+            (row,) = cell[(cell["optimizer"] == optimizer) & (cell["lr"] == lr)].to_dict("records")
+            left = 0.0
+            for outcome, colour in OUTCOME_COLOURS.items():
+                hatch = OUTCOME_HATCHES[outcome]
+                axes.barh(place, row[outcome], 0.8, left, color=colour, hatch=hatch, edgecolor="black", linewidth=0.4)
+                left += row[outcome]
+            edge = 1 - row["nonfinite"]
+            spread = [[row["nonfinite_high"] - row["nonfinite"]], [row["nonfinite"] - row["nonfinite_low"]]]
+            axes.errorbar(edge, place, xerr=spread, color="black", capsize=2, linewidth=0.9)
+            ticks.append(place)
+            names.append(label)
+            place += 1
+        place += 1.1
+    axes.set(yticks=ticks, yticklabels=names, xlim=(0, 1), ylim=(place - 1.4, -1.5), xlabel="share of runs")
+    axes.set_title(f"(b) single repairs (n = {int(cells['n'].min())} each; bar: 95 % of the NaN share)", loc="right")
+    patches = [
+        Patch(facecolor=colour, hatch=OUTCOME_HATCHES[outcome], edgecolor="black", linewidth=0.4, label=label)
+        for (outcome, colour), label in zip(
+            OUTCOME_COLOURS.items(), ("solved", "unsolved", "diverged", "NaN"), strict=True
+        )
+    ]
+    axes.legend(
+        handles=patches, ncols=4, loc="upper center", bbox_to_anchor=(0.35, -0.16), columnspacing=1, handlelength=1.2
+    )
+
+
+def _last_steps(both: Sequence[Axes], anatomy: pd.DataFrame) -> None:
+    upper, lower = both
+    onset = int(anatomy["step"].max())
+    corners = list(anatomy.groupby(["x1", "x2"], sort=False))
+    for ((x1, x2), corner), marker in zip(corners, "osD^", strict=True):
+        upper.plot(
+            corner["step"], -corner["logit"], marker=marker, markersize=2.5, linewidth=0.8, label=f"-z of {x1}{x2}"
+        )
+    upper.axhline(OVERFLOW, color="black", linestyle=":", linewidth=0.8)
+    upper.text(anatomy["step"].min(), OVERFLOW * 1.1, "beyond: e^-z is infinite", va="bottom")
+    upper.set(ylabel="-logit", yscale="symlog")
+    upper.set_title(f"(c) the last steps of one run, NaN at step {onset}", loc="left")
+    upper.legend(ncols=2, handlelength=1.2, columnspacing=1)
+    worst = max(corners, key=lambda item: -item[1]["logit"].iloc[-1])[1]
+    finite = np.isfinite(worst["exponential"])
+    lower.plot(worst["step"], worst["prediction"], "-o", color=BLUE, markersize=2.5, label="p")
+    lower.plot(worst["step"], worst["upstream"], "-s", color=GREY, markersize=2.5, label="upstream gradient")
+    lower.plot(worst["step"][finite], worst["exponential"][finite], "-^", color=ORANGE, markersize=2.5, label="e^-z")
+    top = 1e42
+    lower.plot(worst["step"][~finite], np.full((~finite).sum(), top), "^", color=ORANGE, markersize=5)
+    for step in worst["step"][~finite]:
+        lower.annotate("inf", (step, top), textcoords="offset points", xytext=(-5, -2), ha="right", color=ORANGE)
+    for step in worst["step"][worst["gradient"].isna()]:
+        lower.annotate("inf x 0 = NaN", (step, 1e-44), textcoords="offset points", xytext=(-3, 4), ha="right")
+        lower.axvline(step, color="black", linewidth=0.8)
+    lower.set_yscale("symlog", linthresh=1e-44)
+    lower.set(xlabel="step", ylabel="of the corner\nthat breaks", ylim=(-1e-45, 1e47), yticks=(0, 1e-30, 1, 1e30))
+    lower.legend(handlelength=1.2, loc="center left")
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

@@ -103,8 +103,15 @@ def _as_text(column: pd.Series[Any]) -> pd.Series[Any]:
 
 
 def read_runs(folder: Path) -> pd.DataFrame:
-    """Return `runs.csv` of a folder, with the types it was written from where a column has them all."""
-    return pd.read_csv(folder / RUNS, dtype={"run_id": str, "git_commit": str, "batch": str})
+    """Return `runs.csv` of a folder; step numbers that are missing are <NA>."""
+    text, whole = ("run_id", "git_commit", "batch"), ("solved_step", "first_nonfinite_step")
+    return pd.read_csv(folder / RUNS, dtype=dict.fromkeys(text, "str") | dict.fromkeys(whole, "Int64"))
+
+
+def read_losses(folder: Path) -> pd.DataFrame:
+    """Return the recorded losses of a folder's runs: columns are step numbers, the index is run_id."""
+    with np.load(folder / LOSSES, allow_pickle=False) as arrays:
+        return pd.DataFrame(arrays["losses"], index=arrays["run_id"], columns=arrays["steps"])
 
 
 def write_result(folder: Path, result: Result) -> None:

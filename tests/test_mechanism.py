@@ -1,0 +1,149 @@
+"""The summary of the mechanism study: statistics against published numbers, verdicts on runs made for the purpose."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from xor_study import RunSpec, StudyError, figures, mechanism, train
+from xor_study.statistics import holm, paired, two_samples, wilson
+
+
+def test_wilson_is_the_interval_of_its_formula() -> None:
+    """(p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.959964."""
+    z, p, n = 1.959963984540054, 31 / 200, 200
+    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    ends = [(p + z * z / (2 * n) + sign * half) / (1 + z * z / n) for sign in (-1, 1)]
+    assert wilson(31, 200) == pytest.approx(ends)
+    assert wilson(0, 10)[0] == 0
+
+
+def test_fishers_test_of_the_lady_tasting_tea() -> None:
+    """Fisher (1935): 3 of 4 cups right in both kinds has p = 34/70 two-sided."""
+    assert two_samples((3, 1), (4, 4)) == pytest.approx(34 / 70)
+
+
+def test_mcnemar_counts_discordant_pairs_only() -> None:
+    """6 against 1 discordant pairs: 2 (C(7,0) + C(7,1)) / 2^7."""
+    first = [True] * 6 + [False] + [True] * 20 + [False] * 9
+    second = [False] * 6 + [True] + [True] * 20 + [False] * 9
+    assert paired(first, second) == pytest.approx(2 * 8 / 128)
+
+
+def test_holm_multiplies_by_what_is_left() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+@pytest.fixture(scope="module")
+def study() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A small mechanism study at a rate where everything happens early."""
+    specs = [
+        RunSpec(
+            loss="axon_binary_cross_entropy",
+            loss_logits_visible=visible,
+            loss_clip_gradient=clip,
+            loss_sigmoid_gradient=sigmoid,
+            lr=0.1,
+            epochs=1,
+            iterations=1000,
+            seed=seed,
+        )
+        for visible in (True, False)
+        for clip in ("correct", "squared")
+        for sigmoid in ("stable", "exponential")
+        for seed in range(60)
+    ]
+    result = train(specs)
+    return result.runs, result.losses
+
+
+def test_cells_hold_shares_with_their_intervals(study: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    cells = mechanism.cells(study[0])
+    assert len(cells) == 8
+    for cell in cells.to_dict("records"):
+        runs = study[0]
+        for column in mechanism.SWITCHES:
+            runs = runs[runs[column] == cell[column]]
+        count = (runs["outcome"] == "nonfinite").sum()
+        assert cell["nonfinite"] == count / 60
+        assert (cell["nonfinite_low"], cell["nonfinite_high"]) == wilson(count, 60)
+        assert sum(cell[outcome] for outcome in ("solved", "unsolved", "diverged", "nonfinite")) == pytest.approx(1)
+
+
+def test_each_repair_cures_what_it_cured_in_axon(study: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    """tests/data/axon/README.md: clip or logits alone: trains; a stable sigmoid alone: no NaN, but it still climbs."""
+    repairs = mechanism.repairs(study[0]).set_index("repair")
+    assert repairs["cures_nan"].to_dict() == {
+        "loss.logits_visible=True": "yes",
+        "loss.clip_gradient=correct": "yes",
+        "loss.sigmoid_gradient=stable": "yes",
+    }
+    assert repairs["cures_divergence"].to_dict() == {
+        "loss.logits_visible=True": "yes",
+        "loss.clip_gradient=correct": "yes",
+        "loss.sigmoid_gradient=stable": "no",
+    }
+
+
+def test_switches_that_act_behind_visible_logits_change_nothing(study: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    visible = study[0][study[0]["loss.logits_visible"]]
+    for _, runs in visible.groupby("seed"):
+        assert runs["final_loss"].nunique() == 1
+
+
+def test_rates_are_compared_as_two_samples(study: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    found = {"variant": "061", "steps": 1000, "lr": 0.1, "adam": False, "seeds": 200, "frac_nan_by_1000": 0.565}
+    found |= {"frac_nan_by_end": 0.565, "frac_xor_solved": 0.0}
+    other = found | {"frac_nan_by_1000": 0.05, "frac_nan_by_end": 0.05}
+    agree, differ = (mechanism.rates(study[0], {"results": [one]}) for one in (found, other))
+    assert agree["what"].tolist() == ["nan by step 1000", "nan by the end", "solved"]
+    assert (agree["p"] > 0.01).all()
+    assert differ["p_holm"].iloc[0] < 1e-6
+    assert agree["there"].tolist() == [0.565, 0.565, 0.0]
+
+
+def test_curves_are_quantiles_with_nan_as_the_largest(study: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    runs, losses = study
+    curves = mechanism.curves(runs, losses)
+    broken = curves[~curves["loss.logits_visible"] & (curves["loss.clip_gradient"] == "squared")]
+    broken = broken[broken["loss.sigmoid_gradient"] == "exponential"].set_index("step")
+    assert broken.loc[1, "finite"] == 60
+    assert broken.loc[1000, "finite"] < 60
+    assert broken.loc[1000, "high"] == np.inf
+    ids = runs[~runs["loss.logits_visible"] & (runs["loss.clip_gradient"] == "squared")]
+    ids = ids[ids["loss.sigmoid_gradient"] == "exponential"]["run_id"]
+    assert broken.loc[10, "median"] == np.sort(losses.loc[ids, 10])[29]
+
+
+def test_the_anatomy_ends_with_infinity_times_zero(study: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    runs = study[0]
+    broken = runs[(runs["outcome"] == "nonfinite")].iloc[0]
+    spec = RunSpec(loss="axon_0_6_1", lr=0.1, seed=int(broken["seed"]))
+    onset = int(broken["first_nonfinite_step"])
+    anatomy = mechanism.anatomy(spec, onset)
+    last, before = anatomy[anatomy["step"] == onset], anatomy[anatomy["step"] < onset]
+    assert before["gradient"].notna().all()
+    killed = last[last["gradient"].isna()]
+    assert len(killed) >= 1
+    assert (killed["logit"] < -figures.OVERFLOW).all()
+    assert (killed["exponential"] == np.inf).all()
+    assert (killed["upstream"] == 0).all()
+    assert (killed["prediction"] == 0).all()
+
+
+def test_no_runs_of_the_study_is_said() -> None:
+    with pytest.raises(StudyError, match="study=mechanism"):
+        mechanism.cells(train(RunSpec(epochs=1, iterations=1)).runs)
+
+
+def test_the_plateau_is_that_of_the_loss() -> None:
+    """With every probability 0, half of the targets cost -log(eps + eps) and the other half -log(1)."""
+    result = train(
+        RunSpec(loss="axon_0_6_1", batch="full", lr=0.0, epochs=1, iterations=1),
+        initial={
+            "hidden.weight": np.zeros((8, 2)),
+            "hidden.bias": np.zeros(8),
+            "output.weight": np.zeros((1, 8)),
+            "output.bias": np.full(1, -80.0),
+        },
+    )
+    assert result.runs["initial_loss"].iloc[0] == pytest.approx(figures.PLATEAU, rel=1e-6)
