@@ -14,7 +14,8 @@ def test_wilson_is_the_interval_of_its_formula() -> None:
     half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     ends = [(p + z * z / (2 * n) + sign * half) / (1 + z * z / n) for sign in (-1, 1)]
     assert wilson(31, 200) == pytest.approx(ends)
-    assert wilson(0, 10)[0] == 0
+    assert wilson(0, 400)[0] == 0
+    assert wilson(400, 400)[1] == 1
 
 
 def test_fishers_test_of_the_lady_tasting_tea() -> None:
@@ -101,17 +102,17 @@ def test_rates_are_compared_as_two_samples(study: tuple[pd.DataFrame, pd.DataFra
     assert agree["there"].tolist() == [0.565, 0.565, 0.0]
 
 
-def test_curves_are_quantiles_with_nan_as_the_largest(study: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+def test_curves_are_quantiles_of_the_runs_that_are_finite(study: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     runs, losses = study
     curves = mechanism.curves(runs, losses)
-    broken = curves[~curves["loss.logits_visible"] & (curves["loss.clip_gradient"] == "squared")]
-    broken = broken[broken["loss.sigmoid_gradient"] == "exponential"].set_index("step")
-    assert broken.loc[1, "finite"] == 60
-    assert broken.loc[1000, "finite"] < 60
-    assert broken.loc[1000, "high"] == np.inf
-    ids = runs[~runs["loss.logits_visible"] & (runs["loss.clip_gradient"] == "squared")]
-    ids = ids[ids["loss.sigmoid_gradient"] == "exponential"]["run_id"]
-    assert broken.loc[10, "median"] == np.sort(losses.loc[ids, 10])[29]
+    switches = [(column, value) for column, value in mechanism.BROKEN.items()]
+    for column, value in switches:
+        curves, runs = curves[curves[column] == value], runs[runs[column] == value]
+    curves = curves.set_index("step")
+    assert curves.loc[1, "finite"] == curves.loc[1, "n"] == 60
+    assert curves.loc[1000, "finite"] == 60 - (runs["outcome"] == "nonfinite").sum()
+    values = losses.loc[runs["run_id"], 1000]
+    assert curves.loc[1000, "median"] == np.nanmedian(values)
 
 
 def test_the_anatomy_ends_with_infinity_times_zero(study: tuple[pd.DataFrame, pd.DataFrame]) -> None:

@@ -17,12 +17,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 COLUMN = 3.4
 """Width of a paper's column in inches."""
 
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"
+BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
 """Of Okabe and Ito's palette, which colour-blind readers can tell apart."""
 
 _STYLE: Any = {
@@ -137,6 +138,13 @@ def mechanism(
         _loss_curves(top.subplots(), curves, traces)
         _outcome_bars(middle.subplots(), cells)
         _last_steps(bottom.subplots(2, 1, sharex=True), anatomy)
+        titles = (
+            f"(a) loss: median, quartiles of runs still finite (n = {curves['n'].max()})",
+            f"(b) single repairs (n = {cells['n'].min()} a bar; 95 % intervals)",
+            f"(c) the last steps of one run, NaN at step {anatomy['step'].max()}",
+        )
+        for panel, title in zip((top, middle, bottom), titles, strict=True):
+            panel.suptitle(title, x=0.01, ha="left", fontsize=8.5)
     return figure
 
 
@@ -153,7 +161,7 @@ def _loss_curves(axes: Axes, curves: pd.DataFrame, traces: Sequence[Trace]) -> N
     for version, visible, colour, label in styles:
         for lr, line in ((0.01, "-"), (0.1, "--")):
             of_cell = _switched(curves, visible, "squared", "exponential")
-            cell = of_cell[(of_cell["optimizer"] == "sgd") & (of_cell["lr"] == lr)].replace(np.inf, np.nan)
+            cell = of_cell[(of_cell["optimizer"] == "sgd") & (of_cell["lr"] == lr)]
             axes.plot(cell["step"], cell["median"], line, color=colour, label=f"{label}, lr {lr:g}")
             axes.fill_between(cell["step"], cell["low"], cell["high"], color=colour, alpha=0.2, linewidth=0)
             real = [loss for name, rate, loss in traces if name == version and rate == lr]
@@ -163,10 +171,9 @@ def _loss_curves(axes: Axes, curves: pd.DataFrame, traces: Sequence[Trace]) -> N
                 axes.plot(steps, loss[steps - 1], marker, color=colour, markersize=2.6, fillstyle="none", linewidth=0)
     axes.axhline(PLATEAU, color="black", linewidth=0.8, linestyle=":")
     axes.text(1, PLATEAU * 1.06, "theory: -log(2e-7) / 2", va="bottom")
-    n = int(curves["n"].max())
-    axes.set(xscale="log", yscale="log", xlabel="step", ylabel="loss of the batch", ylim=(0.02, 30))
-    axes.set_title(f"(a) median, quartiles (n = {n}); symbols: real Axon", loc="left")
-    axes.legend(loc="lower left", handlelength=2)
+    axes.set(xscale="log", yscale="log", xlabel="step", ylabel="loss of the batch", ylim=(0.004, 60))
+    axes.plot([], [], "o", color="black", markersize=2.6, fillstyle="none", label="real Axon (squares: lr 0.1)")
+    axes.legend(loc="lower left", handlelength=2, fontsize=7)
 
 
 def _outcome_bars(axes: Axes, cells: pd.DataFrame) -> None:
@@ -197,7 +204,6 @@ def _outcome_bars(axes: Axes, cells: pd.DataFrame) -> None:
             place += 1
         place += 1.1
     axes.set(yticks=ticks, yticklabels=names, xlim=(0, 1), ylim=(place - 1.4, -1.5), xlabel="share of runs")
-    axes.set_title(f"(b) single repairs (n = {int(cells['n'].min())} each; bar: 95 % of the NaN share)", loc="right")
     patches = [
         Patch(facecolor=colour, hatch=OUTCOME_HATCHES[outcome], edgecolor="black", linewidth=0.4, label=label)
         for (outcome, colour), label in zip(
@@ -211,17 +217,15 @@ def _outcome_bars(axes: Axes, cells: pd.DataFrame) -> None:
 
 def _last_steps(both: Sequence[Axes], anatomy: pd.DataFrame) -> None:
     upper, lower = both
-    onset = int(anatomy["step"].max())
     corners = list(anatomy.groupby(["x1", "x2"], sort=False))
-    for ((x1, x2), corner), marker in zip(corners, "osD^", strict=True):
-        upper.plot(
-            corner["step"], -corner["logit"], marker=marker, markersize=2.5, linewidth=0.8, label=f"-z of {x1}{x2}"
-        )
+    for ((x1, x2), corner), marker, colour in zip(corners, "osD^", (BLUE, ORANGE, GREEN, "black"), strict=True):
+        label = f"{x1}{x2}"
+        upper.plot(corner["step"], -corner["logit"], marker=marker, color=colour, markersize=2.5, lw=0.8, label=label)
     upper.axhline(OVERFLOW, color="black", linestyle=":", linewidth=0.8)
-    upper.text(anatomy["step"].min(), OVERFLOW * 1.1, "beyond: e^-z is infinite", va="bottom")
-    upper.set(ylabel="-logit", yscale="symlog")
-    upper.set_title(f"(c) the last steps of one run, NaN at step {onset}", loc="left")
-    upper.legend(ncols=2, handlelength=1.2, columnspacing=1)
+    upper.text(anatomy["step"].min(), OVERFLOW * 1.15, "88.72: beyond, e^-z is infinite", va="bottom")
+    upper.set(ylabel="-logit (-z)", yscale="symlog", ylim=(0, 4000))
+    upper.legend(ncols=4, handlelength=1.2, columnspacing=1, loc="upper left", bbox_to_anchor=(0.0, 0.66))
+    upper.xaxis.set_major_locator(MaxNLocator(integer=True))
     worst = max(corners, key=lambda item: -item[1]["logit"].iloc[-1])[1]
     finite = np.isfinite(worst["exponential"])
     lower.plot(worst["step"], worst["prediction"], "-o", color=BLUE, markersize=2.5, label="p")
@@ -236,7 +240,7 @@ def _last_steps(both: Sequence[Axes], anatomy: pd.DataFrame) -> None:
         lower.axvline(step, color="black", linewidth=0.8)
     lower.set_yscale("symlog", linthresh=1e-44)
     lower.set(xlabel="step", ylabel="of the corner\nthat breaks", ylim=(-1e-45, 1e47), yticks=(0, 1e-30, 1, 1e30))
-    lower.legend(handlelength=1.2, loc="center left")
+    lower.legend(ncols=3, handlelength=1.2, columnspacing=1, loc="upper left", bbox_to_anchor=(0.0, 0.9))
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

@@ -136,26 +136,19 @@ def rates(runs: pd.DataFrame, reference: Mapping[str, Any]) -> pd.DataFrame:
 def curves(runs: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
     """Return median and quartiles of the recorded losses of each cell: columns step, n, finite, median, low, high.
 
-    A loss that is not finite counts as larger than all others, so a median is infinite once half of the runs are NaN.
+    They are those of the runs whose loss is still finite, `finite` of n.
     """
     rows = []
     for cell, members in of_study(runs).groupby([*SETTING, *SWITCHES], sort=False):
         values = losses.loc[members["run_id"]].to_numpy()
-        finite = np.isfinite(values)
-        low, median, high = np.quantile(np.where(finite, values, np.inf), (0.25, 0.5, 0.75), axis=0, method="lower")
-        rows += [
-            dict(zip([*SETTING, *SWITCHES], cell, strict=True))
-            | {
-                "step": step,
-                "n": len(members),
-                "finite": finite[:, at].sum(),
-                "median": median[at],
-                "low": low[at],
-                "high": high[at],
-            }
-            for at, step in enumerate(losses.columns)
-        ]
-    return pd.DataFrame(rows)
+        of_cell = pd.DataFrame(values, columns=losses.columns).replace([np.inf, -np.inf], np.nan)
+        found = of_cell.quantile([0.25, 0.5, 0.75]).T.set_axis(["low", "median", "high"], axis=1)
+        labels: dict[str, Any] = dict(zip([*SETTING, *SWITCHES], cell, strict=True))
+        for column, value in labels.items():
+            found[column] = value
+        found["n"], found["finite"] = len(members), of_cell.count()
+        rows.append(found.rename_axis("step").reset_index())
+    return pd.concat(rows, ignore_index=True)[[*SETTING, *SWITCHES, "step", "n", "finite", "median", "low", "high"]]
 
 
 def typical_seed(runs: pd.DataFrame) -> int:

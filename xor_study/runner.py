@@ -19,6 +19,7 @@ GRID, MARGIN = 200, 0.25
 def run_one(table: pd.DataFrame, engine: str, device: str, folder: Path, log: str = "epochs") -> Result:
     """Train a single run and leave history, table, weights and pictures in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
+    records.git_commit()  # asked now, while the files are those that were loaded
     with terminal.progress_bar(1) as follow:
         result = train(table, engine=engine, device=device, every_step=True, progress=follow)
     assert result.history is not None
@@ -45,6 +46,7 @@ def run_sweep(
 ) -> Result:
     """Train all runs of a plan and leave one table of them, with the recorded losses, in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
+    records.git_commit()  # asked now, while the files are those that were loaded
     if duplicates:
         terminal.console().print(f"note: {duplicates} of {len(table) + duplicates} runs stood twice and run once")
     with terminal.progress_bar(len(table)) as follow:

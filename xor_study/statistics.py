@@ -17,7 +17,7 @@ LEVEL = 0.95
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """Return the ends of Wilson's 95 % interval of a proportion (Wilson 1927)."""
     low, high = proportion_confint(successes, trials, alpha=1 - LEVEL, method="wilson")
-    return float(low), float(high)
+    return (float(low) if successes else 0.0, float(high) if successes < trials else 1.0)
 
 
 def two_samples(successes: tuple[int, int], trials: tuple[int, int]) -> float:
