@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ VERSIONS = (
 )
 """Measured on the real Axon; see tests/data/axon/README.md."""
 
-LABELS = {f"axon_{version.axon.replace('.', '_')}": version.loss for version in VERSIONS if version.axon[1:2] == "."}
+LABELS = {f"axon_{version.axon.replace('.', '_')}": version.loss for version in VERSIONS if " " not in version.axon}
 """The semantics of a trace by its label."""
 
 OPTIMIZERS = {"sgd": ("sgd", 0.01), "adam": ("polaris_adam", 0.001)}
@@ -169,7 +169,15 @@ def replay(trace: Mapping[str, Any], engines: Iterable[str] = tuple(ENGINES)) ->
     Raises:
         StudyError: if the trace contradicts itself or has a run of unknown kind.
     """
-    engines = list(engines)
+    try:
+        yield from _replay(trace, list(engines))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, StudyError):
+            raise
+        raise StudyError(f"trace {trace['label']}: something is missing or malformed ({error!r})") from error
+
+
+def _replay(trace: Mapping[str, Any], engines: Sequence[str]) -> Iterator[Replay]:
     x1, x2, y = (bits(trace["batches"][name]) for name in ("x1", "x2", "y"))
     if not np.array_equal(x1 ^ x2, y):
         raise StudyError(f"trace {trace['label']}: the targets are not the exclusive or of the inputs")

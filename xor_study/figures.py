@@ -48,12 +48,13 @@ def loss_curve(history: pd.DataFrame, title: str) -> Figure:
         figure, axes = plt.subplots(figsize=(COLUMN, 2.3))
         finite = history[np.isfinite(history["loss"])]
         axes.plot(finite["step"], finite["loss"], color=BLUE, alpha=0.35, linewidth=0.4, label="each step")
-        epochs = finite.groupby("epoch").agg(step=("step", "mean"), loss=("loss", "mean"))
+        epochs = history.groupby("epoch").mean()
+        epochs = epochs[np.isfinite(history.groupby("epoch")["loss"].sum(skipna=False))]
         marker = "o" if len(epochs) < 30 else ""
         axes.plot(epochs["step"], epochs["loss"], color="black", marker=marker, markersize=3, label="mean of an epoch")
         if len(finite) < len(history):
             onset = history.loc[~np.isfinite(history["loss"]), "step"].iloc[0]
-            axes.axvline(onset, color=ORANGE, linestyle="--", label=f"not finite from step {onset}")
+            axes.axvline(onset, color=ORANGE, linestyle="--", label=f"loss not finite from step {onset}")
         if len(finite) and finite["loss"].max() > 20 * max(finite["loss"].median(), 1e-12) and finite["loss"].min() > 0:
             axes.set_yscale("log")
         axes.set(xlabel="step", ylabel="loss", title=title)

@@ -12,13 +12,12 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     ProgressColumn,
-    SpinnerColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from xor_study.data import CORNERS, TARGETS
@@ -38,14 +37,17 @@ def console() -> Console:
 
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{(task.speed or 0) / 1e3:,.0f}k network-steps/s" if task.speed else "")
+        speed = f"{(task.speed or 0) / 1e3:,.0f}k network-steps/s" if task.speed else ""
+        return Text(speed, no_wrap=True)
 
 
 @contextlib.contextmanager
 def progress_bar(runs: int) -> Iterator[Callable[[Progress], None]]:
     """Show a bar that the function given follows: runs done, outcomes so far, network-steps a second, time left."""
-    show_runs = [TextColumn("{task.fields[runs]} runs"), TextColumn("{task.fields[outcomes]}")] if runs > 1 else []
-    columns: list[ProgressColumn] = [SpinnerColumn(), BarColumn(), *show_runs, _Speed(), TimeRemainingColumn()]
+    counts = [
+        TextColumn(f"{{task.fields[{name}]}}", table_column=Column(no_wrap=True)) for name in ("runs", "outcomes")
+    ]
+    columns = [BarColumn(bar_width=12), *(counts if runs > 1 else []), _Speed(), TimeRemainingColumn()]
     errors = Console(stderr=True)
     with Bars(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bars:
         task = bars.add_task("", total=None, runs="", outcomes="")
@@ -58,7 +60,7 @@ def progress_bar(runs: int) -> Iterator[Callable[[Progress], None]]:
                 task,
                 total=progress.steps,
                 completed=progress.steps_done,
-                runs=f"{progress.runs_done}/{progress.runs}",
+                runs=f"{progress.runs_done}/{progress.runs} runs",
                 outcomes=outcomes,
             )
 
