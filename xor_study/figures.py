@@ -48,7 +48,7 @@ def loss_curve(history: pd.DataFrame, title: str) -> Figure:
         figure, axes = plt.subplots(figsize=(COLUMN, 2.3))
         finite = history[np.isfinite(history["loss"])]
         axes.plot(finite["step"], finite["loss"], color=BLUE, alpha=0.35, linewidth=0.4, label="each step")
-        epochs = history.groupby("epoch").mean()
+        epochs = history.groupby("epoch")[["step", "loss"]].mean()
         epochs = epochs[np.isfinite(history.groupby("epoch")["loss"].sum(skipna=False))]
         marker = "o" if len(epochs) < 30 else ""
         axes.plot(epochs["step"], epochs["loss"], color="black", marker=marker, markersize=3, label="mean of an epoch")

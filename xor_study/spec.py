@@ -57,7 +57,7 @@ class _Choices:
     clip: Annotated[str, OneOf(CLIPPINGS)] = "none"
     hidden: Annotated[int, Interval(1, 1024)] = 8
     batch: Annotated[int | str, Interval(1, 65536, also="full")] = 32
-    epochs: Annotated[int, Interval(1, MOST_STEPS)] = 10
+    epochs: Annotated[int, Interval(1, 10**5)] = 10
     iterations: Annotated[int, Interval(1, MOST_STEPS)] = 1000
     dtype: Annotated[str, OneOf(PRECISIONS)] = "float32"
     seed: Annotated[int, Interval(0, 2**63 - 1)] = 0
