@@ -38,15 +38,14 @@ def main() -> None:
     options = parser.parse_args()
     try:
         runs, losses = read_runs(options.folder), read_losses(options.folder)
-        seed = mechanism.typical_seed(runs)
-        spec = RunSpec(loss="axon_0_6_1", seed=seed)
-        (onset,) = runs.loc[runs["run_id"] == spec.run_id, "first_nonfinite_step"]
+        typical = mechanism.typical_run(runs)
+        spec, onset = RunSpec.from_row(typical), int(typical["first_nonfinite_step"])
         tables = {
             "cells": mechanism.cells(runs),
             "repairs": mechanism.repairs(runs),
             "rates": mechanism.rates(runs, json.loads(REFERENCE.read_text())),
             "curves": mechanism.curves(runs, losses),
-            "anatomy": mechanism.anatomy(spec, int(onset)),
+            "anatomy": mechanism.anatomy(spec, onset),
         }
     except (StudyError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -54,6 +53,9 @@ def main() -> None:
     repairs = tables["repairs"]
     show("What each single repair of 0.6.1 cures (paired by seed)", repairs[[c for c in repairs if "_p" not in str(c)]])
     show("Rates here and in the reference (two samples)", tables["rates"])
+    unset, told = RunSpec(loss="axon_0_6_1"), RunSpec(loss="axon_0_6_1", lr=0.01)
+    same = "the same run as" if unset == told else "not the same run as"
+    print(f"No rate given is {same} lr=0.01 (run_id {unset.run_id}, {told.run_id}).")
     options.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         write_table(options.out / f"{name}.csv", table)
@@ -65,7 +67,7 @@ def main() -> None:
         ],
         "runs": len(runs),
         "engine": sorted(runs["engine"].unique()),
-        "anatomy": {"seed": seed, "onset": int(onset)},
+        "anatomy": {"seed": spec.seed, "onset": onset},
         "trained_with": runs[["torch_version", "package_version", "git_commit"]].iloc[0].to_dict(),
         "summed_up_with": provenance(),
     }

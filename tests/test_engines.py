@@ -38,7 +38,7 @@ SPREAD: list[dict[str, Any]] = [
     {"optimizer": "adagrad", "activation_hidden": "softsign", "optimizer_initial_accumulator_value": 0.1},
     {"optimizer": "polaris_adam", "loss": "axon_0_6_1", "lr": 1e-3},
     {"loss": "axon_0_7_0", "optimizer_momentum": 0.5},
-    {"loss": "axon_binary_cross_entropy", "loss_logits_visible": False, "loss_clip_gradient": "squared", "batch": 7},
+    {"loss": "axon_binary_cross_entropy", "loss_logits_visible": False, "loss_clip_gradient": "squared", "lr": 1e-3},
     {"optimizer": "adadelta", "activation_hidden": "selu", "clip": "value", "clip_bound": 0.01},
     {"activation_hidden": "relu", "init": "he_normal", "lr": 0.1},
     {"activation_hidden": "leaky_relu", "activation_output": "identity", "loss": "mean_squared_error", "lr": 0.05},
@@ -119,6 +119,7 @@ def test_plain_runs_are_their_own_too() -> None:
 
 
 DIVERGING = [
+    {"optimizer_momentum": 5.0, "activation_hidden": "relu", "lr": 1.0},
     {"loss": "binary_cross_entropy_naive", "lr": 10.0},
     {"loss": "binary_cross_entropy_naive", "lr": 1000.0},
     {
@@ -133,7 +134,7 @@ DIVERGING = [
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("batch", [32, 3])
-@pytest.mark.parametrize("fields", DIVERGING, ids=["naive-10", "naive-1000", "relu-mse-1000"])
+@pytest.mark.parametrize("fields", DIVERGING, ids=["momentum-5", "naive-10", "naive-1000", "relu-mse-1000"])
 def test_the_onset_of_nan_is_the_same(fields: dict[str, Any], batch: int, device: str) -> None:
     """A batch of 3 always lacks a corner, which must contribute nothing rather than 0 times infinity."""
     specs = [RunSpec(seed=seed, epochs=1, iterations=400, batch=batch, **fields) for seed in range(12)]
@@ -247,6 +248,8 @@ def test_progress_is_told_until_the_end() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"initial": {"hidden.wait": torch.zeros(8, 2)}}, r"initial: hidden.wait: unknown parameter; did you mean"),
+        ({"snapshots": [0]}, r"snapshots: step 0: must be in \[1, 10000\]"),
         ({"engine": "fast"}, r"engine=fast: unknown \(known: auto, plain, vmap\)"),
         ({"device": "tpu"}, "device=tpu: must be cpu, cuda or cuda:N"),
         ({"device": "cuda:99"}, "device=cuda:99: torch .* CUDA devices here; use device=cpu"),

@@ -70,6 +70,16 @@ def test_cross_entropy_is_cut_off_at_100_with_the_gradient_of_torch() -> None:
     assert p.grad.tolist() == pytest.approx([-1e12, 1e12, -1e12])
 
 
+def test_cross_entropy_of_nan_is_nan() -> None:
+    """torch raises an error instead."""
+    p = torch.tensor([float("nan")], requires_grad=True)
+    loss = LOSSES["binary_cross_entropy"].per_sample(p, p, torch.ones(1))
+    loss.sum().backward()
+    assert p.grad is not None
+    assert loss.isnan().all()
+    assert p.grad.isnan().all()
+
+
 @pytest.mark.parametrize(("p", "target"), [(0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0)])
 def test_naive_cross_entropy_has_no_guard(p: float, target: float) -> None:
     """A probability of exactly 0 or 1 is not finite even where it is right: 0 * log 0."""
@@ -120,5 +130,6 @@ def test_pairings_without_sense_are_refused_with_the_reason() -> None:
 
 
 def test_an_unknown_loss_is_answered_with_the_known_ones() -> None:
+    assert LOSSES.get("hing") is None
     with pytest.raises(StudyError, match=r"unknown loss hing; did you mean hinge\? .*mean_squared_error"):
         LOSSES["hing"]

@@ -1,11 +1,19 @@
 """The summary of the mechanism study: statistics against published numbers, verdicts on runs made for the purpose."""
 
+import runpy
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from xor_study import RunSpec, StudyError, figures, mechanism, train
+from xor_study import RunSpec, StudyError, figures, mechanism, run, train
+from xor_study.losses import clipped_gradient, exponential_sigmoid_gradient
 from xor_study.statistics import holm, paired, two_samples, wilson
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_wilson_is_the_interval_of_its_formula() -> None:
@@ -128,7 +136,19 @@ def test_the_anatomy_ends_with_infinity_times_zero(study: tuple[pd.DataFrame, pd
     assert (killed["logit"] < -figures.OVERFLOW).all()
     assert (killed["exponential"] == np.inf).all()
     assert (killed["upstream"] == 0).all()
-    assert (killed["prediction"] == 0).all()
+    assert (killed["prediction"] == 0).all()  # so e^-z p is infinity times 0 already
+    assert killed["sigmoid_gradient"].isna().all()
+    with pytest.raises(StudyError, match=r"loss.logits_visible=false loss.sigmoid_gradient=exponential"):
+        mechanism.anatomy(RunSpec(loss="axon_0_7_0"), 3)
+
+
+def test_just_beyond_the_edge_it_is_the_clips_zero_that_meets_infinity() -> None:
+    """Nx's subnormal p at -90 makes e^-z p p infinite; the clip's 0 times that is NaN (golden table, y = 1)."""
+    logit, p = torch.tensor([-90.0]), torch.tensor([8.19401e-40])
+    infinite = exponential_sigmoid_gradient(logit, p)
+    upstream = clipped_gradient(p, torch.ones(1), torch.tensor(1 / 32), squared=True)
+    assert (infinite.item(), upstream.item()) == (np.inf, 0)
+    assert (infinite * upstream).isnan().all()
 
 
 def test_no_runs_of_the_study_is_said() -> None:
@@ -148,3 +168,38 @@ def test_the_plateau_is_that_of_the_loss() -> None:
         },
     )
     assert result.runs["initial_loss"].iloc[0] == pytest.approx(figures.PLATEAU, rel=1e-6)
+
+
+def test_the_scripts_go_from_a_small_study_to_its_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The seeds are three of those that go to NaN earliest at SGD 0.01."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    grid = ["-m", "study=mechanism", "seed=353,11,166", "epochs=1", "iterations=500", "hydra.sweep.dir=study"]
+    monkeypatch.setattr(sys, "argv", ["xor-study", *grid])
+    run.main()
+    scripts = {name: runpy.run_path(str(ROOT / f"scripts/{name}.py")) for name in ("mechanism", "figures")}
+    monkeypatch.setattr(sys, "argv", ["mechanism.py", "study", "--out", "out"])
+    scripts["mechanism"]["main"]()
+    printed = capsys.readouterr().out
+    assert "No rate given is the same run as lr=0.01" in printed
+    assert {path.name for path in Path("out").iterdir()} == {
+        *(f"{name}.csv" for name in ("cells", "repairs", "rates", "curves", "anatomy")),
+        "provenance.json",
+    }
+    anatomy = pd.read_csv("out/anatomy.csv", dtype=str, keep_default_na=False)
+    assert set(anatomy["gradient"].tail(4)) == {"nan"}
+    tables = [pd.read_csv(f"out/{name}.csv") for name in ("curves", "cells", "anatomy")]
+    for stem in ("one", "two"):
+        figures.save(figures.mechanism(*tables, [("axon_0_6_1", 0.1, np.ones(200, np.float32))]), Path(stem))
+    for kind in ("png", "pdf"):
+        assert Path(f"one.{kind}").read_bytes() == Path(f"two.{kind}").read_bytes()
+    monkeypatch.setattr(sys, "argv", ["mechanism.py", "nowhere"])
+    with pytest.raises(SystemExit) as ended:
+        scripts["mechanism"]["main"]()
+    assert ended.value.code == 1
+    monkeypatch.setattr(sys, "argv", ["figures.py", "nothing"])
+    with pytest.raises(SystemExit) as ended:
+        scripts["figures"]["main"]()
+    assert ended.value.code == 2

@@ -100,6 +100,21 @@ def test_interpolations_are_resolved_after_the_axes(loader: ConfigLoader) -> Non
     assert planned.table["batch"].tolist() == [4, 5, 4, 5]
 
 
+def test_relative_interpolations_too(loader: ConfigLoader) -> None:
+    planned = sweep(loader, "optimizer.momentum=0.1,0.2", "optimizer.weight_decay=${.momentum}")
+    assert planned.table["optimizer_weight_decay"].tolist() == [0.1, 0.2]
+
+
+def test_a_study_is_a_grid_whose_axes_can_be_overridden(loader: ConfigLoader) -> None:
+    whole = sweep(loader, "study=mechanism")
+    assert len(whole.table) == 8 * 3 * 400
+    part = sweep(loader, "study=mechanism", "seed=range(0,2)", "loss.clip_gradient=squared")
+    assert len(part.table) == 4 * 3 * 2
+    assert set(ids(part)) < set(ids(whole))
+    twice = sweep(loader, "study=mechanism,mechanism", "seed=1")
+    assert (len(twice.table), twice.duplicates) == (24, 24)
+
+
 def test_duplicates_are_dropped_and_counted(loader: ConfigLoader) -> None:
     planned = sweep(loader, "lr=0.01,1e-2,null", "seed=1,2")
     assert ids(planned) == [RunSpec(seed=1).run_id, RunSpec(seed=2).run_id]
@@ -123,13 +138,15 @@ WRONG_ANYWHERE: list[tuple[Sequence[str], str]] = [
     (["activation=relu"], r"activation=relu: unknown; did you mean relu_sigmoid\?"),
     (["optimizer=adam", "optimizer.momentum=0.9"], r"optimizer=adam has no such parameter \(it has optimizer.beta1"),
     (["init=zeros", "init.scale=2"], r"init.scale: init=zeros has no such parameter \(it has none\)"),
+    (["loss.eps=0.1"], r"loss.eps: loss=binary_cross_entropy has no such parameter \(it has none\)"),
+    (["optimizer.weight_decay=1e39"], r"optimizer.weight_decay=1e\+39: beyond float32"),
     (["lr=abc"], "lr=abc: must be a number, finite and >= 0"),
     (["lr=nan"], "lr=nan: must be finite and >= 0"),
     (["lr=-0.5"], "lr=-0.5: must be finite and >= 0"),
     (["lr="], "lr=: must be a number"),
     (["lr=[1]"], "lr=.*1.*: must be "),
     (["lr={a:1}"], "lr=.*: must be "),
-    (["lr=[1"], r"lr=\[1: can't be read"),
+    (["lr=[1"], r"lr=\[1: can't be read as key=value"),
     (["seed=1.5"], "seed=1.5: must be a whole number"),
     (["seed=true"], "seed=true: must be a whole number"),
     (["optimizer=null"], "optimizer=null: unknown"),

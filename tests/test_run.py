@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from xor_study import RunSpec, XORNetwork, run, train
-from xor_study.outcome import MEASURES
 from xor_study.spec import FIELDS, key_of
 
 SHORT = ("epochs=2", "iterations=30")
@@ -76,7 +75,9 @@ def test_a_sweep_leaves_one_sorted_table(call: Call, tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "many/runs.csv")
     assert len(table) == table["run_id"].nunique() == 160
     provenance = ["engine", "device", "torch_version", "package_version", "git_commit"]
-    assert list(table.columns) == ["run_id", *map(key_of, FIELDS), *MEASURES, *provenance]
+    measures = ["outcome", "accuracy", "solved_step", "first_nonfinite_step", "initial_loss", "final_loss", "min_loss"]
+    measures += ["max_loss", "max_abs_logit", "max_grad_norm"]
+    assert list(table.columns) == ["run_id", *map(key_of, FIELDS), *measures, *provenance]
     grid = [(o, lr, s) for o in ("sgd", "adam") for lr in (0.001, 0.01, 0.1, 1.0) for s in range(20)]
     assert list(table[["optimizer", "lr", "seed"]].itertuples(index=False, name=None)) == grid
     for line, (optimizer, lr) in zip(out.splitlines()[1:], [cell[:2] for cell in grid[::20]], strict=False):
@@ -101,6 +102,21 @@ def test_nan_is_data_and_a_missing_value_is_an_empty_cell(call: Call, tmp_path: 
     assert set(text["final_loss"]) == {"nan"}
     assert set(text["solved_step"]) == {""}
     assert all(text["first_nonfinite_step"].str.fullmatch("[0-9]+"))
+
+
+def test_a_parameter_that_only_the_swept_choices_have(call: Call, tmp_path: Path) -> None:
+    """Hydra composes what is fixed with the default groups first, which have no such parameter."""
+    code, _, err = call("-m", *SHORT, "optimizer=adam,nadam", "optimizer.beta1=0.5", "hydra.sweep.dir=betas")
+    assert (code, err) == (0, "")
+    table = pd.read_csv(tmp_path / "betas/runs.csv")
+    expected = [RunSpec(optimizer=o, optimizer_beta1=0.5, epochs=2, iterations=30).run_id for o in ("adam", "nadam")]
+    assert table["run_id"].tolist() == expected
+
+
+def test_numbers_that_overflow_are_data(call: Call, tmp_path: Path) -> None:
+    code, _, err = call("-m", *SHORT, "gain=1e300", "seed=1,2", "hydra.sweep.dir=huge")
+    assert (code, err) == (0, "")
+    assert set(pd.read_csv(tmp_path / "huge/runs.csv")["outcome"]) == {"nonfinite"}
 
 
 def test_the_same_sweep_gives_the_same_bytes(call: Call, tmp_path: Path) -> None:
@@ -154,6 +170,15 @@ BAD = [
     (["log=axn"], "log=axn: unknown; did you mean axon?"),
     (["-m", "seed=range(0,0)"], "an empty sweep"),
     (["-m", "optimizer=sgd,adam", "optimizer.momentum=0.5"], "optimizer=adam has no such parameter"),
+    (["lr=1e39"], "lr=1e+39: beyond float32, must be at most 3.4e+38"),
+    (["loss.eps=1e-3"], "loss.eps: loss=binary_cross_entropy has no such parameter (it has none)"),
+    (["-m", "optimizer.beta1=0.5"], "optimizer.beta1: optimizer=sgd has no such parameter (it has optimizer.momentum"),
+    (["seed=" + "9" * 5000], "can't be read as key=value"),
+    (["seed=\u00e9("], "can't be read as key=value"),
+    (["-m", "seed=range(0,1000000000)"], "more than 10000000 values"),
+    (["-m", "seed=range(0,10000)", "lr=range(0,10000)"], "100000000 runs in one sweep, must be at most 10000000"),
+    (["hydra.run.dir="], "hydra.run.dir=: must name a folder"),
+    (["hydra.run.dir=" + "x" * 300], "File name too long"),
     (["hydra.nothing=1"], "Could not override 'hydra.nothing'"),
     (["hydra/sweeper=nothing"], "nothing"),
     (["device=cuda:9"], "device=cuda:9: torch"),
@@ -211,6 +236,45 @@ def test_a_configuration_folder_of_ones_own(call: Call, tmp_path: Path) -> None:
         (row,) = pd.read_csv(tmp_path / key / "runs.csv").to_dict("records")
         expected = RunSpec(optimizer_momentum=0.5, optimizer_nesterov=True, epochs=2, iterations=30)
         assert row["run_id"] == expected.run_id
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grids: []", "study=mine: its file must have `grids`"),
+        ("grids: 3", "study=mine: its file must have `grids`"),
+        ("about: nothing", "study=mine: its file must have `grids`"),
+        ("grids: [{lr: fast}]", "lr=fast: must be a number"),
+        ("grids: [{lr: 1}, {engine: plain}]", "engine: the grids of a study must agree on it, not have"),
+        ("grids: [", "is no YAML"),
+    ],
+)
+def test_a_wrong_study_file_is_said(call: Call, tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine/study").mkdir(parents=True)
+    (tmp_path / "mine/study/mine.yaml").write_text(text)
+    code, _, err = call("--config-dir=mine", "-m", "study=mine")
+    assert code == 1
+    assert message in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_study_of_ones_own(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "mine/study").mkdir(parents=True)
+    (tmp_path / "mine/study/mine.yaml").write_text("grids: [{lr: [null, 0.5], seed: 'range(0,2)'}, {optimizer: adam}]")
+    code, _, err = call("--config-dir=mine", "-m", *SHORT, "study=mine", "hydra.sweep.dir=out")
+    assert (code, err) == (0, "")
+    table = pd.read_csv(tmp_path / "out/runs.csv")[["optimizer", "lr", "seed"]]
+    expected = [["sgd", 0.01, 0], ["sgd", 0.01, 1], ["sgd", 0.5, 0], ["sgd", 0.5, 1], ["adam", 0.001, 0]]
+    assert table.to_numpy().tolist() == expected
+
+
+def test_a_group_file_without_a_name_is_said(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "mine/optimizer").mkdir(parents=True)
+    (tmp_path / "mine/optimizer/odd.yaml").write_text("momentum: 0.5\n")
+    code, _, err = call("--config-dir=mine", "optimizer=odd")
+    assert code == 1
+    assert "optimizer: its configuration has no name" in err
 
 
 def test_another_sweeper_runs_one_job_each(call: Call, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xor_study import RunSpec, StudyError
+from xor_study import RunSpec, StudyError, train
 from xor_study.spec import FIELDS, KEYS, key_of, run_ids, table_of
 
 FROZEN = {
@@ -125,6 +125,8 @@ WRONG = [
     ({"activation_output": "tanh"}, "cannot go with the output activation tanh"),
     ({"epochs": 10**5, "iterations": 10**5}, "10000000000 steps, must be at most 100000000"),
     ({"gain": "x\ny"}, "gain=x y: must be a number"),
+    ({"lr": 1e39}, r"lr=1e\+39: beyond float32"),
+    ({"clip": "value", "clip_bound": 1e300}, r"clip.bound=1e\+300: beyond float32"),
 ]
 
 
@@ -136,6 +138,21 @@ def test_wrong_values_are_refused_in_one_line(fields: dict[str, object], message
     with pytest.raises(StudyError) as in_table:
         table_of(pd.DataFrame([{"seed": 1}, fields], dtype=object))
     assert str(in_table.value) == str(caught.value)
+
+
+def test_what_is_no_field_is_said() -> None:
+    with pytest.raises(StudyError, match=r"sede: unknown field; did you mean seed\?"):
+        RunSpec(sede=1)
+    assert RunSpec(lr=1e39, dtype="float64").lr == 1e39
+    with pytest.raises(StudyError, match="lr=true: must be a number"):
+        table_of(pd.DataFrame({"lr": [1, True]}, dtype=object))
+
+
+def test_a_row_of_a_table_is_its_run() -> None:
+    spec = RunSpec(loss="axon_0_6_1", optimizer="adam", batch="full", seed=2**63 - 1)
+    assert RunSpec.from_row(train([spec.replace(epochs=1, iterations=1)]).runs.iloc[0]) == spec.replace(
+        epochs=1, iterations=1
+    )
 
 
 def test_nan_is_no_rate() -> None:

@@ -20,6 +20,12 @@ class StudyError(ValueError):
     """Something a user asked for cannot be done; the message is one line that says what and what is allowed."""
 
 
+class UnknownNameError(StudyError, KeyError):
+    """A catalogue has no entry of that name; the message lists those it has."""
+
+    __str__ = Exception.__str__  # KeyError's would put it in quotes
+
+
 @dataclass(frozen=True)
 class Interval:
     """Numbers between `low` and `high`; `bounds` says whether the ends belong to it, as in `"[)"`.
@@ -211,7 +217,7 @@ class Catalogue(Mapping[str, T], Generic[T]):
         try:
             return self._entries[name]
         except KeyError:
-            raise StudyError(f"unknown {self.kind} {show(name)}{suggestion(name, self)}") from None
+            raise UnknownNameError(f"unknown {self.kind} {show(name)}{suggestion(name, self)}") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

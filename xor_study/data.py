@@ -130,7 +130,7 @@ class Batches:
         if self.given is not None:
             x1, x2 = (half[steps.start - 1 : steps.stop - 1] for half in self.given)
             corner = 2 * x1 + x2
-            return np.stack([(corner == i).sum(1, dtype=np.uint32) for i in range(4)], axis=1)[:, None]
+            return np.stack([(corner == i).sum(1, dtype=np.uint32) for i in range(len(CORNERS))], axis=1)[:, None]
         if self.seeds is None:
             return np.ones((len(steps), 1, len(CORNERS)), np.uint32)
         words = batch_words(self.seeds[runs], steps, self.size)

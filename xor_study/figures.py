@@ -122,7 +122,7 @@ def mechanism(
     curves: pd.DataFrame,
     cells: pd.DataFrame,
     anatomy: pd.DataFrame,
-    traces: Sequence[tuple[str, float, NDArray[np.float32]]],
+    traces: Sequence[Trace],
 ) -> Figure:
     """Return what makes the network diverge and what makes it NaN, in three panels.
 
@@ -167,7 +167,8 @@ def _loss_curves(axes: Axes, curves: pd.DataFrame, traces: Sequence[Trace]) -> N
             axes.fill_between(cell["step"], cell["low"], cell["high"], color=colour, alpha=0.2, linewidth=0)
             real = [loss for name, rate, loss in traces if name == version and rate == lr]
             for loss in real:
-                steps = cell["step"][cell["step"] <= np.isfinite(loss).sum()].to_numpy()
+                finite = int(np.isfinite(loss).sum())
+                steps = np.union1d(cell["step"][cell["step"] <= finite], np.arange(max(1, finite - 4), finite + 1))
                 marker = "o" if lr == 0.01 else "s"
                 axes.plot(steps, loss[steps - 1], marker, color=colour, markersize=2.6, fillstyle="none", linewidth=0)
     axes.axhline(PLATEAU, color="black", linewidth=0.8, linestyle=":")
@@ -188,7 +189,7 @@ def _outcome_bars(axes: Axes, cells: pd.DataFrame) -> None:
     settings = (("sgd", 0.01, "SGD 0.01"), ("sgd", 0.1, "SGD 0.1"), ("polaris_adam", 0.001, "Adam 0.001"))
     ticks, names, place = [], [], 0.0
     for optimizer, lr, setting in settings:
-        axes.text(0, place - 0.62, setting, va="bottom", fontweight="bold")
+        axes.text(0, place - 0.6, setting, va="bottom", fontweight="bold")
         for label, switches in semantics:
             cell = _switched(cells, *switches)
             (row,) = cell[(cell["optimizer"] == optimizer) & (cell["lr"] == lr)].to_dict("records")
@@ -203,8 +204,8 @@ def _outcome_bars(axes: Axes, cells: pd.DataFrame) -> None:
             ticks.append(place)
             names.append(label)
             place += 1
-        place += 1.1
-    axes.set(yticks=ticks, yticklabels=names, xlim=(0, 1), ylim=(place - 1.4, -1.5), xlabel="share of runs")
+        place += 1.4
+    axes.set(yticks=ticks, yticklabels=names, xlim=(0, 1), ylim=(place - 1.7, -1.6), xlabel="share of runs")
     patches = [
         Patch(facecolor=colour, hatch=OUTCOME_HATCHES[outcome], edgecolor="black", linewidth=0.4, label=label)
         for (outcome, colour), label in zip(

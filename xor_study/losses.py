@@ -64,13 +64,34 @@ def _loss(**declared: object) -> Callable[[PerSample], PerSample]:
     return register
 
 
+class _BinaryCrossEntropy(torch.autograd.Function):
+    """torch's value and torch's gradient, but a NaN probability gives NaN where torch raises an error."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(prediction: Tensor, target: Tensor) -> Tensor:
+        log_true, log_false = torch.log(prediction), torch.log1p(-prediction)
+        return (target - 1) * torch.clamp(log_false, min=-100) - target * torch.clamp(log_true, min=-100)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        prediction, target = ctx.saved_tensors
+        return upstream * (prediction - target) / torch.clamp((1 - prediction) * prediction, min=1e-12), None
+
+
 @_loss(**_PROBABILITY)
 def binary_cross_entropy(logit: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
     """-(y log p + (1 - y) log(1 - p)), each logarithm cut off at -100.
 
     The gradient is PyTorch's (p - y) / max((1 - p) p, 1e-12), which does not see the cut. `torch.nn.BCELoss`.
     """
-    return F.binary_cross_entropy(prediction, target, reduction="none")
+    apply: Callable[..., Tensor] = _BinaryCrossEntropy.apply
+    return apply(prediction, target)
 
 
 @_loss(
@@ -123,6 +144,12 @@ def hinge(logit: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
 AXON_EPSILON = 1e-7
 
 
+def _clipped(prediction: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Axon's epsilon and the prediction clipped with it, both rounded to the prediction's dtype."""
+    eps = torch.tensor(AXON_EPSILON, dtype=prediction.dtype, device=prediction.device)
+    return eps, torch.clamp(prediction, eps, 1 - eps)
+
+
 def clipped_gradient(prediction: Tensor, target: Tensor, upstream: Tensor, *, squared: bool) -> Tensor:
     """Return the gradient of Axon's guarded cross-entropy with respect to the prediction.
 
@@ -130,8 +157,7 @@ def clipped_gradient(prediction: Tensor, target: Tensor, upstream: Tensor, *, sq
     bounds and 0 elsewhere. Nx before pull request 1779 multiplied by the derivative of its clip as if that were g
     itself, which gives g^2 (`squared`); `upstream` is 1 / n, inside the square.
     """
-    eps = torch.tensor(AXON_EPSILON, dtype=prediction.dtype, device=prediction.device)
-    clipped = torch.clamp(prediction, eps, 1 - eps)
+    eps, clipped = _clipped(prediction)
     gradient = (-target / (clipped + eps) + (1 - target) / ((1 - clipped) + eps)) * upstream
     inside = (prediction > eps) & (prediction < 1 - eps)
     return torch.where(inside, gradient * gradient if squared else gradient, 0.0)
@@ -161,8 +187,7 @@ class _AxonCrossEntropy(torch.autograd.Function):
         if logits_visible:
             guard = torch.log1p(torch.exp(-torch.abs(logit)))
             return target * (torch.relu(-logit) + guard) + (1 - target) * (torch.relu(logit) + guard)
-        eps = torch.tensor(AXON_EPSILON, dtype=prediction.dtype, device=prediction.device)
-        clipped = torch.clamp(prediction, eps, 1 - eps)
+        eps, clipped = _clipped(prediction)
         return -(target * torch.log(clipped + eps) + (1 - target) * torch.log((1 - clipped) + eps))
 
     @staticmethod

@@ -80,7 +80,9 @@ def repairs(runs: pd.DataFrame) -> pd.DataFrame:
     for setting, members in of_study(runs).groupby(SETTING, sort=False):
         broken = _where(members, BROKEN).set_index("seed")
         for switch in SWITCHES:
-            repaired = _where(members, BROKEN | {switch: REPAIRED[switch]}).set_index("seed").loc[broken.index]
+            repaired = _where(members, BROKEN | {switch: REPAIRED[switch]}).set_index("seed").reindex(broken.index)
+            if broken.empty or repaired["outcome"].isna().any():
+                raise StudyError(f"{switch}: not every seed was run broken and repaired; use the whole study=mechanism")
             row = dict(zip(SETTING, setting, strict=True)) | {
                 "repair": f"{switch}={REPAIRED[switch]}",
                 "n": len(broken),
@@ -128,6 +130,8 @@ def rates(runs: pd.DataFrame, reference: Mapping[str, Any]) -> pd.DataFrame:
                 low, high = wilson(count, total)
                 row |= {f"{name}": count / total, f"{name}_low": low, f"{name}_high": high, f"{name}_n": total}
             rows.append(row | {"p": two_samples((ours, theirs), (n, m))})
+    if not rows:
+        raise StudyError("no setting of the reference was run here")
     table = pd.DataFrame(rows)
     table["p_holm"] = holm(list(table["p"]))
     return table
@@ -151,13 +155,13 @@ def curves(runs: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)[[*SETTING, *SWITCHES, "step", "n", "finite", "median", "low", "high"]]
 
 
-def typical_seed(runs: pd.DataFrame) -> int:
-    """Return the seed of the broken run, at SGD's own rate, whose onset is the median of those that go to NaN."""
+def typical_run(runs: pd.DataFrame) -> pd.Series[Any]:
+    """Return the broken run, at SGD's own rate, whose onset is the median of those that go to NaN."""
     broken = _where(of_study(runs), BROKEN | {"optimizer": "sgd", "lr": 0.01})
-    onsets = broken.set_index("seed")["first_nonfinite_step"].dropna().sort_values(kind="stable")
-    if onsets.empty:
+    broken = broken.dropna(subset="first_nonfinite_step").sort_values("first_nonfinite_step", kind="stable")
+    if broken.empty:
         raise StudyError("no run with SGD at rate 0.01 and broken semantics goes to NaN")
-    return int(onsets.index[len(onsets) // 2])
+    return broken.iloc[len(broken) // 2]
 
 
 def anatomy(spec: RunSpec, onset: int, last: int = 15, engine: str = "vmap") -> pd.DataFrame:
@@ -165,11 +169,16 @@ def anatomy(spec: RunSpec, onset: int, last: int = 15, engine: str = "vmap") -> 
 
     Columns: step, x1, x2, logit (z), prediction (p), upstream (the gradient with respect to p of one sample in the
     batch), exponential (e^-z), sigmoid_gradient (e^-z p p) and gradient (upstream times sigmoid_gradient), in float32.
+
+    Raises:
+        StudyError: if the run does not have hidden logits and the exponential sigmoid gradient.
     """
+    if spec.loss_logits_visible is not False or spec.loss_sigmoid_gradient != "exponential":
+        raise StudyError("anatomy: only of runs with loss.logits_visible=false loss.sigmoid_gradient=exponential")
     steps: Iterable[int] = range(max(1, onset - last + 1), onset + 1)
     result = train(spec.replace(epochs=1, iterations=onset), engine=engine, snapshots=steps)
     target = torch.tensor(TARGETS).float()
-    share = torch.tensor(1 / int(spec.batch))
+    share = torch.tensor(1 / (len(CORNERS) if spec.batch == "full" else int(spec.batch)))
     rows = []
     for step in steps:
         logit = result.snapshots[step].logits[0]

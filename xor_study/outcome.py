@@ -20,21 +20,10 @@ from torch import Tensor
 from xor_study.data import CORNERS
 from xor_study.training import Cohort, Internals, Observation
 
-OUTCOMES = ("solved", "unsolved", "diverged", "nonfinite")
+CHUNK = 100
+"""Steps that an engine makes before it hands over what it noted of them."""
 
-MEASURES = (
-    "outcome",
-    "accuracy",
-    "solved_step",
-    "first_nonfinite_step",
-    "initial_loss",
-    "final_loss",
-    "min_loss",
-    "max_loss",
-    "max_abs_logit",
-    "max_grad_norm",
-)
-"""The columns that a run's training adds to its table."""
+OUTCOMES = ("solved", "unsolved", "diverged", "nonfinite")
 
 
 def log_spaced(steps: int) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ import pandas as pd
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, OverrideType, QuotedString
+from hydra.core.override_parser.types import Glob, Override, OverrideType, QuotedString, RangeSweep
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.catalogue import StudyError, show, suggestion
@@ -39,6 +41,9 @@ LOGS = ("epochs", "axon")
 
 CHOICES = (*GROUPS, "activation")
 """Hydra's config groups of this package."""
+
+MOST_RUNS = 10**7
+"""Of one sweep: about the memory that its table takes, 4 GB."""
 
 STUDY = "study"
 """The config group of named grids, for sweeps only."""
@@ -129,7 +134,9 @@ def values_of(config: DictConfig) -> dict[str, Any]:
         else:
             flat[str(key)] = value
     for group in GROUPS:
-        flat[group] = flat.pop(f"{group}.name", flat.get(group))
+        flat[group] = flat.pop(f"{group}.name", None)
+        if not isinstance(flat[group], str):
+            raise StudyError(f"{group}: its configuration has no name (known: {', '.join(GROUPS[group])})")
     for key, value in flat.items():
         if key not in KEYS and key not in SETTINGS:
             raise StudyError(f"{key}: unknown key{_hint(key)}")
@@ -153,8 +160,8 @@ def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
     for text in overrides:
         try:
             (override,) = parser.parse_overrides([text])
-        except (HydraException, OmegaConfBaseException) as error:
-            raise StudyError(f"{show(text)}: can't be read ({one_line(error)})") from error
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise StudyError(f"{show(text)}: can't be read as key=value; put an odd value in quotes") from error
         key = override.key_or_group
         if not override.is_hydra_override():
             _check_key(override, text)
@@ -203,6 +210,10 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
         if override.key_or_group == STUDY:
             lines = [grid + own for grid in _grids(override, loader, config_name, sweep)]
     grids = [_grid(loader, line, sweep, config_name) for line in lines]
+    for name in SETTINGS:
+        told = {getattr(grid, name) for grid in grids}
+        if len(told) > 1:
+            raise StudyError(f"{name}: the grids of a study must agree on it, not have {', '.join(map(show, told))}")
     axes = tuple(dict.fromkeys(axis for grid in grids for axis in grid.axes))
     table = pd.concat([grid.table for grid in grids], ignore_index=True)
     distinct = table[~run_ids(table).duplicated()].reset_index(drop=True)
@@ -210,6 +221,22 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
     check_log(grids[0].log, sweep)
     engine = choose_engine(grids[0].engine, len(distinct))
     return Plan(distinct, axes, engine, grids[0].device, grids[0].log, len(table) - len(distinct))
+
+
+def for_hydra(overrides: Sequence[str], loader: ConfigLoader) -> list[str]:
+    """Return a sweep's overrides as Hydra takes them: a parameter of a group as a sweep over one value.
+
+    Hydra composes what is fixed with the default groups before any sweeper sees the choices, and would refuse
+    `optimizer=sgd,adam optimizer.weight_decay=0.1` where the default choice has no such parameter.
+    """
+    parsed = {override.input_line: override for override in parse(overrides, loader)}
+    result = []
+    for text in overrides:
+        override = parsed.get(text)
+        key, _, value = text.partition("=")
+        fixed_parameter = override is not None and key in KEYS and "." in key and not override.is_sweep_override()
+        result.append(f"{key}=choice({value})" if fixed_parameter else text)
+    return result
 
 
 def check_log(log: str, sweep: bool) -> None:
@@ -228,9 +255,25 @@ def _grids(override: Override, loader: ConfigLoader, config_name: str, sweep: bo
     grids = []
     for name in names:
         _check_choice(STUDY, name, loader)
-        found = _compose(loader, config_name, [f"{STUDY}={name}"], {})[STUDY]
-        grids += [[f"{key}={value}" for key, value in grid.items()] for grid in found.grids]
+        found = OmegaConf.to_container(_compose(loader, config_name, [f"{STUDY}={name}"], {})[STUDY])
+        grids += _lines(str(name), found)
     return grids
+
+
+def _lines(name: str, found: Any) -> list[list[str]]:
+    """Return the grids of a study file as overrides: a list is an axis, a text is what one would type."""
+    given = found.get("grids") if isinstance(found, dict) else None
+    if not isinstance(given, list) or not given or not all(isinstance(grid, dict) for grid in given):
+        raise StudyError(f"{STUDY}={name}: its file must have `grids`, a list of mappings from keys to values")
+    typed = {None: "null", True: "true", False: "false"}
+
+    def text(value: Any) -> str:
+        return typed[value] if value is None or isinstance(value, bool) else str(value)
+
+    return [
+        [f"{key}={','.join(map(text, value if isinstance(value, list) else [value]))}" for key, value in grid.items()]
+        for grid in given
+    ]
 
 
 def _grid(loader: ConfigLoader, overrides: Sequence[str], sweep: bool, config_name: str) -> Plan:
@@ -242,6 +285,9 @@ def _grid(loader: ConfigLoader, overrides: Sequence[str], sweep: bool, config_na
     for key, given in axes.items():
         for value in given:
             _check_choice(key, value, loader)
+    runs = math.prod(len(given) for given in axes.values())
+    if runs > MOST_RUNS:
+        raise StudyError(f"{' '.join(axes)}: {runs} runs in one sweep, must be at most {MOST_RUNS}")
     group_axes = [key for key in axes if key in CHOICES]
     value_axes = {key: axes[key] for key in axes if key not in CHOICES}
     strides = _strides(axes)
@@ -258,7 +304,8 @@ def _grid(loader: ConfigLoader, overrides: Sequence[str], sweep: bool, config_na
         places.append(place)
     table = table_of(pd.concat(frames, ignore_index=True))
     table = table.iloc[np.argsort(np.concatenate(places))].reset_index(drop=True)
-    return Plan(table, tuple(axes), settings["engine"], settings["device"], settings["log"], 0)
+    varied = tuple(key for key, given in axes.items() if len(given) > 1)
+    return Plan(table, varied, settings["engine"], settings["device"], settings["log"], 0)
 
 
 def _axis(override: Override, allowed: bool) -> list[Any]:
@@ -275,11 +322,16 @@ def _axis(override: Override, allowed: bool) -> list[Any]:
     if isinstance(override._value, Glob) and key not in (*CHOICES, STUDY):
         raise StudyError(f"{show(text)}: glob only chooses from a group ({', '.join(CHOICES)})")
     try:
-        values = [_plain(value) for value in override.sweep_iterator()]
+        given = override._value
+        lazy = given.range() if isinstance(given, RangeSweep) and not given.shuffle else None
+        iterator = iter(lazy) if lazy is not None else override.sweep_iterator()
+        values = [_plain(value) for value in itertools.islice(iterator, MOST_RUNS + 1)]
     except (HydraException, ValueError, ZeroDivisionError) as error:
         raise StudyError(f"{show(text)}: {one_line(error)}") from error
     if not values:
         raise StudyError(f"{show(text)}: an empty sweep, nothing to run")
+    if len(values) > MOST_RUNS:
+        raise StudyError(f"{show(text)}: more than {MOST_RUNS} values")
     return values
 
 
@@ -314,27 +366,23 @@ def _compose(loader: ConfigLoader, config_name: str, fixed: Sequence[str], chose
     try:
         config = loader.load_configuration(config_name, lines, run_mode=RunMode.RUN)
     except (HydraException, OmegaConfBaseException) as error:
-        raise StudyError(_composition_error(lines, chosen, error)) from error
+        raise StudyError(_composition_error(loader, config_name, lines, error)) from error
     return config
 
 
-def _composition_error(lines: Sequence[str], chosen: Mapping[str, str], error: Exception) -> str:
+def _composition_error(loader: ConfigLoader, config_name: str, lines: Sequence[str], error: Exception) -> str:
     """Return why a configuration can't be composed: mostly that a choice does not have the parameter."""
+    groups = [line for line in lines if line.partition("=")[0] in CHOICES]
     for line in lines:
         group, _, name = line.partition("=")[0].lstrip("+").partition(".")
-        refused = re.search(rf"'{re.escape(f'{group}.{name}')}'", str(error))
-        if name and group in GROUPS and refused:
-            choice = chosen.get(group) or next(
-                (line.partition("=")[2] for line in lines if line.startswith(f"{group}=")), ""
-            )
+        if name and group in GROUPS and f"'{group}.{name}'" in str(error):
+            choice = loader.load_configuration(config_name, groups, run_mode=RunMode.RUN)[group]["name"]
             return _no_parameter(group, choice, name)
     return one_line(error)
 
 
 def _no_parameter(group: str, choice: str, name: str) -> str:
-    preset = GROUPS[group].presets.get(choice)
-    function = preset.name if preset else choice
-    known = list(GROUPS[group].parameters(function)) if function in GROUPS[group] else []
+    known = list(GROUPS[group].parameters(choice)) if choice in GROUPS[group] else []
     has = f"it has {', '.join(f'{group}.{k}' for k in known)}" if known else "it has none"
     return (
         f"{group}.{name}: {group}={choice} has no such parameter ({has})" if choice else f"{group}.{name}: unknown key"
@@ -380,7 +428,9 @@ def _interpolated(
         return {}
     result: dict[str, list[Any]] = {field: [] for field in raw}
     seen: dict[tuple[Any, ...], dict[str, Any]] = {}
-    mentioned = [key for key in axes if any(re.search(rf"\b{re.escape(key)}\b", text) for text in raw.values())]
+    relative = any("${." in text for text in raw.values())
+    named = {key: any(re.search(rf"\b{re.escape(key)}\b", text) for text in raw.values()) for key in axes}
+    mentioned = [key for key in axes if relative or named[key]]
     for row in range(rows):
         combination = tuple(columns[KEYS[key]][row] for key in mentioned)
         if combination not in seen:
@@ -416,6 +466,8 @@ def one_line(error: BaseException) -> str:
     """Return what an error says as one line: its first line and, for an error that is not ours, its cause's."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, YAMLError):
+        return f"a configuration file is no YAML: {' '.join(str(error).split())}"
     errors = [error] if isinstance(error, StudyError) else [error, error.__cause__]
     lines = [str(e).strip().splitlines()[0].strip(" .") for e in errors if e is not None and str(e).strip()]
     return "; ".join(dict.fromkeys(lines)) or type(error).__name__

@@ -16,7 +16,9 @@ import pandas as pd
 import torch
 
 from xor_study.catalogue import StudyError
+from xor_study.data import CORNERS
 from xor_study.engines import Result
+from xor_study.spec import KEYS
 
 RUNS, LOSSES, HISTORY, WEIGHTS, CONFIG = "runs.csv", "losses.npz", "history.csv", "weights.pt", "config.yaml"
 
@@ -45,11 +47,17 @@ def _umask() -> int:
     return mask
 
 
-def check_folder(key: str, folder: Path) -> None:
-    """Raise StudyError if results can't go into `folder`, set by `key`, or if it holds some already."""
-    if (folder / RUNS).exists():
-        raise StudyError(f"{key}={folder}: holds {RUNS} already; choose another folder or move it away")
-    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+def check_folder(key: str, name: str) -> None:
+    """Raise StudyError if results can't go into the folder `name`, set by `key`, or if it holds some already."""
+    if not name:
+        raise StudyError(f"{key}=: must name a folder")
+    folder = Path(name)
+    try:
+        if (folder / RUNS).exists():
+            raise StudyError(f"{key}={folder}: holds {RUNS} already; choose another folder or move it away")
+        nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    except OSError as error:
+        raise StudyError(f"{key}={folder}: {error.strerror}") from error
     if not nearest.is_dir():
         raise StudyError(f"{key}={folder}: {nearest} is a file; must be a folder")
     try:
@@ -73,7 +81,8 @@ def git_commit() -> str | None:
     if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None
     commit = git("rev-parse", "HEAD")
-    return f"{commit}-dirty" if commit and git("status", "--porcelain", "--", str(here)) else commit
+    sources = [str(here), str(here.parent / "conf"), str(here.parent / "hydra_plugins")]
+    return f"{commit}-dirty" if commit and git("status", "--porcelain", "--", *sources) else commit
 
 
 def provenance() -> dict[str, str | None]:
@@ -85,21 +94,14 @@ def provenance() -> dict[str, str | None]:
 
 def runs_table(result: Result) -> pd.DataFrame:
     """Return the table of runs as it is written: what each is, what came of it and what made it."""
-    return result.runs.assign(**provenance())
+    fields = {key: result.runs[key].astype(object).where(result.runs[key].notna(), None) for key in KEYS}
+    return result.runs.assign(**fields, **provenance())
 
 
 def write_table(path: Path, table: pd.DataFrame) -> Path:
-    """Write a table as CSV. A missing value is an empty cell; NaN and infinity are data: `nan`, `inf`."""
-    text = pd.DataFrame({name: _as_text(column) for name, column in table.items()})
+    """Write a table as CSV: None and <NA> as empty cells, NaN and infinity of a float column as `nan` and `inf`."""
+    text = table.apply(lambda column: column.astype(float).map(repr) if column.dtype.kind == "f" else column)
     return write_atomically(path, lambda stream: stream.write(text.to_csv(index=False, lineterminator="\n").encode()))
-
-
-_MEASURED = ("_loss", "loss", "_logit", "_norm")
-
-
-def _as_text(column: pd.Series[Any]) -> pd.Series[Any]:
-    measured = str(column.name).endswith(_MEASURED) and pd.api.types.is_float_dtype(column)
-    return column.map(repr).replace({"-inf": "-inf"}) if measured else column
 
 
 def read_runs(folder: Path) -> pd.DataFrame:
@@ -137,5 +139,5 @@ def write_history(folder: Path, result: Result) -> None:
     """Write what was noted of every step of a single run."""
     assert result.history is not None
     table = result.history.drop(columns=["run_id", "max_abs_grad", "max_abs_parameter"])
-    table["accuracy"] = table.pop("corners_right") / 4
+    table["accuracy"] = table.pop("corners_right") / len(CORNERS)
     write_table(folder / HISTORY, table)

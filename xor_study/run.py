@@ -23,6 +23,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from xor_study import plan, records, runner
 from xor_study.catalogue import StudyError
@@ -40,9 +41,9 @@ def main() -> None:
     _check_usage(parser, arguments)
     try:
         _register()
-        _check(arguments)
+        sys.argv[1:] = _check(arguments)
         hydra.main(version_base=VERSION_BASE, config_path=str(plan.CONFIG_DIR), config_name=plan.CONFIG_NAME)(_task)()
-    except (StudyError, HydraException, OmegaConfBaseException, OSError) as error:
+    except (StudyError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         _fail(error)
     except KeyboardInterrupt:
         print("interrupted; no results were written", file=sys.stderr)
@@ -72,10 +73,11 @@ def _register() -> None:
     plan.register()
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Check a command line that is to train something, before Hydra makes a folder for it."""
+def _check(arguments: argparse.Namespace) -> list[str]:
+    """Check a command line that is to train something, before Hydra makes a folder for it, and return it for Hydra."""
+    given = sys.argv[1:]
     if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
-        return
+        return given
     overrides = list(arguments.overrides)
     config_dir = Path(arguments.config_path or plan.CONFIG_DIR).absolute()
     config_name = arguments.config_name or plan.CONFIG_NAME
@@ -87,13 +89,16 @@ def _check(arguments: argparse.Namespace) -> None:
         plan.check_choices(parsed, loader)
         modes = {override.key_or_group: override.value() for override in parsed if not override.is_sweep_override()}
         if arguments.multirun or modes.get("hydra.mode") == RunMode.MULTIRUN.name:
-            return  # the sweeper plans the rest, also before anything is written
+            # The sweeper plans the rest, also before anything is written.
+            rewritten = dict(zip(overrides, plan.for_hydra(overrides, loader), strict=True))
+            return [rewritten.get(argument, argument) for argument in given]
         plan.plan(loader, overrides, sweep=False, config_name=config_name)
         if arguments.cfg:
-            return
+            return given
         config = loader.load_configuration(config_name, overrides, run_mode=RunMode.RUN)
         HydraConfig.instance().set_config(config)
-        records.check_folder("hydra.run.dir", Path(config.hydra.run.dir))
+        records.check_folder("hydra.run.dir", config.hydra.run.dir)
+    return given
 
 
 def _with_folder(loader: ConfigLoader, folder: Path) -> ConfigLoader:

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from xor_study import figures, records, terminal
+from xor_study.data import CORNERS
 from xor_study.engines import Result, train
 from xor_study.losses import LOSSES
 
@@ -59,7 +60,7 @@ def run_sweep(
 def corner_predictions(result: Result) -> list[float]:
     """Return a single run's predictions of the four corners."""
     network = result.network(0)
-    x1, x2 = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]]).to(network.output.bias)[..., None]
+    x1, x2 = torch.tensor(CORNERS).to(network.output.bias).T[..., None]
     with torch.no_grad():
         return [float(value) for value in network(x1, x2)[:, 0]]
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
+import numpy as np
 import pandas as pd
 
 from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
@@ -42,6 +43,7 @@ GROUPS: dict[str, Catalogue[Any]] = {
 
 PRECISIONS = ("float64", "float32")
 MOST_STEPS = 10**8
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +138,21 @@ class RunSpec(_Fields):
         seed: decides the initial draws and the batches, the same in every run that shares it.
 
     Raises:
-        StudyError: if a value has the wrong type or is out of range, or if values do not go together.
+        StudyError: if there is no such field, if a value has the wrong type or is out of range, or if values do not go
+            together.
     """
+
+    def __init__(self, **fields: Any) -> None:
+        for field in fields:
+            if field not in FIELDS:
+                raise StudyError(f"{show(field)}: unknown field{suggestion(field, FIELDS)}")
+        super().__init__(**fields)
+
+    @classmethod
+    def from_row(cls, row: pd.Series[Any]) -> RunSpec:
+        """Return the run of one row of a table, such as `Result.runs` or `runs.csv`; other columns are passed over."""
+        given = {KEYS[str(key)]: value for key, value in row.items() if key in KEYS}
+        return cls(**{field: None if pd.isna(value) else value for field, value in given.items()})
 
     @property
     def run_id(self) -> str:
@@ -212,8 +227,19 @@ def _resolved(values: Mapping[str, Any]) -> dict[str, Any]:
         allowed, default = _rules(field, result.get(_group(field) or "", ""))
         value = values[field]
         result[field] = default if value is None else allowed.check(value, key_of(field))
+    for field in _OF_A_PROGRAM:
+        _check_representable(field, result[field], result["dtype"])
     _check_together(result)
     return result
+
+
+_OF_A_PROGRAM = ["lr", *(field for field in DECLARED if not field.startswith("init_"))]
+
+
+def _check_representable(field: str, value: Any, dtype: str) -> None:
+    """Raise StudyError if a number of a step is beyond the type that the step computes in."""
+    if dtype == "float32" and isinstance(value, float) and abs(value) > LARGEST_FLOAT32:
+        raise StudyError(f"{key_of(field)}={show(value)}: beyond float32, must be at most {LARGEST_FLOAT32:.3g}")
 
 
 def _check_together(values: Mapping[str, Any]) -> None:
@@ -262,6 +288,10 @@ def table_of(runs: Iterable[RunSpec] | pd.DataFrame) -> pd.DataFrame:
         choices = table[decisive] if decisive else pd.Series("", index=range(len(runs)))
         table[field] = _column(field, given.get(field), choices)
     result = pd.DataFrame(table)
+    for field in _OF_A_PROGRAM:
+        if field in given:
+            for dtype, numbers in result[field].groupby(result["dtype"]):
+                _check_representable(field, pd.to_numeric(numbers, errors="coerce").astype(float).max(), str(dtype))
     for values in result[list(_TOGETHER)].drop_duplicates().to_dict("records"):
         _check_together(values)  # type: ignore[arg-type]
     return result
@@ -275,6 +305,9 @@ def _column(field: str, given: pd.Series[Any] | None, choices: pd.Series[Any]) -
         column = column.astype(object)
         for choice, (allowed, _) in rules.items():
             rows = (choices == choice) & given.notna()
+            if allowed.type is not bool:
+                for value in given[rows][[isinstance(value, bool) for value in given[rows]]]:
+                    allowed.check(value, key_of(field))  # before True is taken for 1
             codes, distinct = pd.factorize(given[rows])
             checked = [allowed.check(value, key_of(field)) for value in distinct]
             column[rows] = pd.Series(checked, dtype=object).to_numpy()[codes]
@@ -292,7 +325,10 @@ def _identity_text(values: Mapping[str, Any]) -> str:
 
 
 def _any_default(field: str, choice: str) -> Any:
-    """Return the default of a choice's parameter, or of its first namesake where the choice has none."""
+    """Return the default of a choice's parameter, or of its first namesake where the choice has none.
+
+    So that identities stay, new functions go below the old ones in their module.
+    """
     allowed, default = _rules(field, choice)
     return allowed.default if default is None else default
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call, grad, vjp
 
-from xor_study.catalogue import StudyError
+from xor_study.catalogue import StudyError, suggestion
 from xor_study.data import CORNERS, TARGETS, Batches, initial_draws
 from xor_study.initializers import INITIALIZERS
 from xor_study.losses import LOSSES, Loss
@@ -301,7 +301,11 @@ _LANES = 16
 def _given(initial: Mapping[str, Any], rows: NDArray[np.intp], runs: int, network: XORNetwork) -> dict[str, Tensor]:
     """Return given initial parameters for the runs at `rows`, shape (len(rows), *shape) each."""
     result = {}
-    for name, parameter in network.named_parameters():
+    known = dict(network.named_parameters())
+    for name in initial:
+        if name not in known:
+            raise StudyError(f"initial: {name}: unknown parameter{suggestion(name, known)}")
+    for name, parameter in known.items():
         if name not in initial:
             raise StudyError(
                 f"initial: {name} is missing (needed: {', '.join(n for n, _ in network.named_parameters())})"

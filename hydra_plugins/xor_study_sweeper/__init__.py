@@ -32,7 +32,7 @@ class XORStudySweeper(Sweeper):
         planned = plan.plan(
             self.hydra_context.config_loader, arguments, sweep=True, config_name=self.config.hydra.job.config_name
         )
-        records.check_folder("hydra.sweep.dir", folder)
+        records.check_folder("hydra.sweep.dir", self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         runner.run_sweep(planned.table, planned.axes, planned.engine, planned.device, folder, planned.duplicates)

@@ -144,7 +144,8 @@ def train(
         every_step: keep what is noted of every step (`Result.history`) instead of a few dozen losses.
         snapshots: numbers of steps of which to keep parameters, gradients and logits (`Result.snapshots`).
         batches: recorded inputs (x1, x2), shape (steps, samples) each, for all runs, instead of those of their seeds.
-        initial: initial parameters by name, shape (*shape) or (runs, *shape), instead of those of the seeds.
+        initial: initial parameters by name, shape (*shape) or (runs, *shape), instead of those of the seeds. With given
+            batches or parameters a run_id is that of the spec, and no longer says all about the run.
         progress: called every now and then, and at the end.
 
     Raises:
@@ -156,6 +157,10 @@ def train(
     groups = list(cohorts(table, check_device(device), given, initial))
     state = Progress(len(table), int((table["epochs"] * table["iterations"]).sum()))
     detail = Detail(every_step, frozenset(snapshots))
+    longest = int((table["epochs"] * table["iterations"]).max())
+    for step in detail.snapshots:
+        if not 1 <= step <= longest:
+            raise StudyError(f"snapshots: step {step}: must be in [1, {longest}]")
     collected = _Collection(table, detail)
 
     def advance(steps: int) -> None:

@@ -15,10 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from xor_study.network import XORNetwork
-from xor_study.outcome import Detail, Recorded, Recorder
+from xor_study.outcome import CHUNK, Detail, Recorded, Recorder
 from xor_study.training import Cohort, Internals, Observation
-
-_CHUNK = 100
 
 
 def train(
@@ -36,8 +34,8 @@ def train(
         recorder = Recorder(cohort, members, detail)
         network = _network(cohort, member)
         take_steps = _trainer(cohort, member, network, recorder)
-        for first in range(1, cohort.steps + 1, _CHUNK):
-            steps = range(first, min(first + _CHUNK, cohort.steps + 1))
+        for first in range(1, cohort.steps + 1, CHUNK):
+            steps = range(first, min(first + CHUNK, cohort.steps + 1))
             with _default_dtype(cohort.parameters.dtype):
                 noted = list(take_steps(steps))
             columns = (torch.stack(column)[:, None] for column in zip(*noted, strict=True))

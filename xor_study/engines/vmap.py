@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from xor_study.outcome import Detail, Recorded, Recorder
+from xor_study.outcome import CHUNK, Detail, Recorded, Recorder
 from xor_study.training import Cohort, Observation, step
 
 BLOCK = 512
-_CHUNK = 100
 
 
 def train(
@@ -41,8 +40,8 @@ def train(
             block = _Block(cohort, members)
             compiled = compiled or block.trace()
             recorder = Recorder(cohort, members, detail)
-            for first in range(1, cohort.steps + 1, _CHUNK):
-                steps = range(first, min(first + _CHUNK, cohort.steps + 1))
+            for first in range(1, cohort.steps + 1, CHUNK):
+                steps = range(first, min(first + CHUNK, cohort.steps + 1))
                 recorder.add(steps, block.run(compiled, steps, recorder))
                 progress(len(steps) * real)
             logits = torch.vmap(cohort.program.logit)(cohort.program.named(block.parameters))
