@@ -202,7 +202,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [["--nonsense"], ["-m", "--cfg", "job"], ["--resolve"], ["--cfg", "everything"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--nonsense"],
+        ["-m", "--cfg", "job"],
+        ["--resolve"],
+        ["--cfg", "everything"],
+        ["--experimental-rerun", "config.pickle"],
+    ],
+)
 def test_wrong_usage_is_exit_code_2(call: Call, tmp_path: Path, arguments: list[str]) -> None:
     code, _, err = call(*arguments)
     assert code == 2

@@ -146,6 +146,7 @@ def mechanism(
         )
         for panel, title in zip((top, middle, bottom), titles, strict=True):
             panel.suptitle(title, x=0.01, ha="left", fontsize=8.5)
+            panel.patch.set_visible(False)  # its edge is now 0, now -0, which would be other bits in a PDF
     return figure
 
 

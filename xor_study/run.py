@@ -57,6 +57,8 @@ def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error(f"only one of {', '.join('--' + name.replace('_', '-') for name in actions)} at a time")
     if arguments.resolve and not (arguments.cfg or arguments.help):
         parser.error("--resolve goes with --cfg or --help")
+    if arguments.experimental_rerun:
+        parser.error("--experimental-rerun would run code from a pickle; give the overrides again instead")
 
 
 def _fail(error: Exception) -> NoReturn:
