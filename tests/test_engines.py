@@ -190,6 +190,13 @@ def test_initial_weights_may_differ_between_runs() -> None:
         assert torch.equal(result.parameters[name], value)
 
 
+@pytest.mark.parametrize("engine", ["plain", "vmap"])
+def test_torchs_global_generator_is_left_alone(engine: str) -> None:
+    before = torch.get_rng_state()
+    train([RunSpec(epochs=1, iterations=2, seed=seed) for seed in range(2)], engine=engine).network(0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_rows_keep_their_order_and_widths_may_mix() -> None:
     specs = [
         RunSpec(optimizer=optimizer, hidden=hidden, seed=seed, epochs=1, iterations=iterations)

@@ -52,3 +52,16 @@ class XORNetwork(nn.Module):
         """Return the prediction, shape (n, 1), for x1 and x2 of shape (n, 1); or its logit instead."""
         logit = self.logit(x1, x2)
         return logit if return_logit else self.output_activation(logit)
+
+
+def empty_network(
+    hidden: int,
+    hidden_activation: str,
+    output_activation: str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> XORNetwork:
+    """Return an `XORNetwork` whose parameters have no value yet, without a draw from torch's global generator."""
+    network = XORNetwork(hidden, hidden_activation, output_activation, device="meta", dtype=dtype)
+    return network.to_empty(device=device)

@@ -21,7 +21,7 @@ from xor_study.catalogue import StudyError, suggestion
 from xor_study.data import CORNERS, TARGETS, Batches, initial_draws
 from xor_study.initializers import INITIALIZERS
 from xor_study.losses import LOSSES, Loss
-from xor_study.network import XORNetwork
+from xor_study.network import XORNetwork, empty_network
 from xor_study.optimizers import CLIPPINGS, OPTIMIZERS, Clipping, Number, Optimizer, Schedule, State
 from xor_study.spec import DECLARED, OWN, parameters_of_group
 
@@ -225,7 +225,7 @@ def cohorts(
         members = table.iloc[rows]
         first = _row(members)
         dtype = DTYPES[first["dtype"]]
-        network = XORNetwork(
+        network = empty_network(
             first["hidden"], first["activation_hidden"], first["activation_output"], device=device, dtype=dtype
         ).requires_grad_(False)
         constants: dict[str, dict[str, Any]] = {group: {} for group in _TRAINED_GROUPS}
@@ -260,7 +260,9 @@ def initial_parameters(table: pd.DataFrame) -> dict[str, Tensor]:
     Draw j of a seed belongs to entry j of the parameters in the network's order, whatever the initializer, so runs
     that share a seed are paired.
     """
-    shapes = {name: part.shape for name, part in XORNetwork(int(table["hidden"].iloc[0])).named_parameters()}
+    shapes = {
+        name: part.shape for name, part in XORNetwork(int(table["hidden"].iloc[0]), device="meta").named_parameters()
+    }
     sizes = [shape.numel() for shape in shapes.values()]
     result = {name: torch.empty(len(table), *shape, dtype=torch.float64) for name, shape in shapes.items()}
     columns = ["init", "gain", "bias", *(column for column in DECLARED if column.startswith("init_"))]

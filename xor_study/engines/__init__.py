@@ -16,7 +16,7 @@ from torch import Tensor
 from xor_study.catalogue import StudyError, show, suggestion
 from xor_study.data import CORNERS, Batches
 from xor_study.engines import plain, vmap
-from xor_study.network import XORNetwork
+from xor_study.network import XORNetwork, empty_network
 from xor_study.outcome import Detail, Recorded
 from xor_study.spec import FIELDS, RunSpec, key_of, run_ids, table_of
 from xor_study.training import DTYPES, Cohort, cohorts
@@ -84,7 +84,7 @@ class Result:
     def network(self, run: int) -> XORNetwork:
         """Return the trained network of the run at place `run`, on the CPU."""
         row = self.runs.iloc[run]
-        network = XORNetwork(
+        network = empty_network(
             int(row["hidden"]), row["activation.hidden"], row["activation.output"], dtype=DTYPES[row["dtype"]]
         )
         with torch.no_grad():
@@ -191,7 +191,7 @@ class _Collection:
         }
 
     def _zeros(self) -> dict[str, Tensor]:
-        wide = XORNetwork(int(self.table["hidden"].max()))
+        wide = XORNetwork(int(self.table["hidden"].max()), device="meta")
         return {
             name: torch.zeros(len(self.table), *parameter.shape, dtype=self.dtype)
             for name, parameter in wide.named_parameters()
