@@ -183,8 +183,8 @@ def _check_key(override: Override, text: str) -> None:
 
 def _hint(key: str) -> str:
     """Return the end of a message about an unknown key: the nearest key, or all that stand at top level."""
-    known = [*CHOICES, *KEYS, *SETTINGS, STUDY]
-    guesses = [ALIASES[key]] if key in ALIASES else [k for k in known if k.partition(".")[2] == key]
+    known = list(dict.fromkeys([*CHOICES, *KEYS, *SETTINGS, STUDY]))
+    guesses = [ALIASES[key]] if key in ALIASES else [k for k in known if key and k.partition(".")[2] == key]
     guesses = guesses or difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key, ALIASES, n=1)
     if guesses:
         return f"; did you mean {' or '.join(dict.fromkeys(ALIASES.get(guess, guess) for guess in guesses))}?"
@@ -469,5 +469,5 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, YAMLError):
         return f"a configuration file is no YAML: {' '.join(str(error).split())}"
     errors = [error] if isinstance(error, StudyError) else [error, error.__cause__]
-    lines = [str(e).strip().splitlines()[0].strip(" .") for e in errors if e is not None and str(e).strip()]
+    lines = [str(e).strip().splitlines()[0].strip().rstrip(".") for e in errors if e is not None and str(e).strip()]
     return "; ".join(dict.fromkeys(lines)) or type(error).__name__
