@@ -98,7 +98,7 @@ def test_replace_goes_back_to_the_defaults_of_another_choice() -> None:
 def test_it_is_a_frozen_value() -> None:
     spec = RunSpec()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        spec.lr = 1.0  # type: ignore[misc]
+        spec.lr = 1.0  # type: ignore[misc]  # that it is refused is the point
     assert spec == RunSpec()
     assert hash(spec) == hash(RunSpec())
     assert {type(RunSpec(lr=1).lr), type(RunSpec(gain=2).gain)} == {float}

@@ -53,12 +53,15 @@ class Loss:
 
 LOSSES: Catalogue[Loss] = Catalogue("loss")
 
-_PROBABILITY = {"outputs": ("sigmoid", "hard_sigmoid"), "reason": "it takes the logarithm of a probability in [0, 1]"}
+_PROBABILITY: dict[str, Any] = {
+    "outputs": ("sigmoid", "hard_sigmoid"),
+    "reason": "it takes the logarithm of a probability in [0, 1]",
+}
 
 
-def _loss(**declared: object) -> Callable[[PerSample], PerSample]:
+def _loss(**declared: Any) -> Callable[[PerSample], PerSample]:
     def register(function: PerSample) -> PerSample:
-        LOSSES.add(function, Loss(function, **declared))  # type: ignore[arg-type]  # checked by Loss itself
+        LOSSES.add(function, Loss(function, **declared))
         return function
 
     return register

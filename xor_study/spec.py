@@ -293,7 +293,7 @@ def table_of(runs: Iterable[RunSpec] | pd.DataFrame) -> pd.DataFrame:
             for dtype, numbers in result[field].groupby(result["dtype"]):
                 _check_representable(field, pd.to_numeric(numbers, errors="coerce").astype(float).max(), str(dtype))
     for values in result[list(_TOGETHER)].drop_duplicates().to_dict("records"):
-        _check_together(values)  # type: ignore[arg-type]
+        _check_together({str(field): value for field, value in values.items()})
     return result
 
 

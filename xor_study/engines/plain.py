@@ -90,7 +90,7 @@ def _trainer(
             prediction = network.output_activation(logit)
             loss = program.loss.per_sample(logit, prediction, target, **own["loss"]).mean()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotations there
             gradient = nn.utils.parameters_to_vector(p.grad for p in parameters if p.grad is not None)
             if program.clip.reference is not None:
                 program.clip.reference(parameters, own["clip"]["bound"])
