@@ -3,9 +3,5 @@
 import pytest
 import torch
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
-    ),
-]
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
+DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)]

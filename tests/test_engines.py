@@ -1,22 +1,29 @@
 """The engines agree with each other, and a run's bits are its own."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from devices import DEVICES
+from devices import NEEDS_CUDA
 
-from xor_study import Progress, RunSpec, StudyError, train
+from xor_study import Progress, Result, RunSpec, StudyError, train
 from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.data import Batches
-from xor_study.engines import vmap
+from xor_study.engines import ENGINES, FallbackWarning, vmap
 from xor_study.losses import LOSSES
 from xor_study.optimizers import CLIPPINGS, OPTIMIZERS
 
-STEPS = {"epochs": 5, "iterations": 100}
+
+@functools.cache
+def plain_result(specs: tuple[RunSpec, ...], device: str) -> Result:
+    """Train some runs one after the other; the same for every engine that is held against them."""
+    return train(specs, engine="plain", device=device, every_step=True)
+
+
 SPREAD: list[dict[str, Any]] = [
     {},
     {"lr": 1.0, "batch": "full"},
@@ -62,12 +69,24 @@ def test_the_spread_is_wide() -> None:
         assert {getattr(spec, field) for spec in specs} == set(catalogue)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
+FAST = [
+    pytest.param("vmap", "cpu", id="vmap"),
+    pytest.param("vmap", "cuda", id="vmap-cuda", marks=NEEDS_CUDA),
+    pytest.param("lanes", "cpu", id="lanes"),
+]
+
+
+@pytest.mark.parametrize(("dtype", "tolerances"), [("float64", (1e-12, 1e-12)), ("float32", (1e-6, 1e-5))])
 @pytest.mark.parametrize("fields", SPREAD, ids=lambda fields: "-".join(str(value) for value in fields.values()))
-def test_vmap_equals_plain(fields: dict[str, Any], dtype: str, tolerance: float, device: str) -> None:
-    specs = [RunSpec(dtype=dtype, seed=seed, **STEPS, **fields) for seed in (0, 7)]
-    plain, fast = (train(specs, engine=engine, device=device, every_step=True) for engine in ("plain", "vmap"))
+@pytest.mark.parametrize(("engine", "device"), FAST)
+def test_fast_engines_equal_plain(
+    fields: dict[str, Any], dtype: str, tolerances: tuple[float, float], engine: str, device: str
+) -> None:
+    """Lanes after 100 steps, vmap, which adds in plain's order more often, after 500."""
+    epochs, tolerance = (1, tolerances[0]) if engine == "lanes" else (5, tolerances[1])
+    specs = tuple(RunSpec(dtype=dtype, seed=s, epochs=epochs, iterations=100, **fields) for s in (0, 7))
+    plain = plain_result(specs, device)
+    fast = train(specs, engine=engine, device=device, every_step=True)
     for name, expected in plain.parameters.items():
         assert (fast.parameters[name] - expected).abs().max().item() <= tolerance, name
     assert plain.history is not None
@@ -86,14 +105,14 @@ CHANGING = [
 ]
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("fields", CHANGING, ids=lambda fields: "-".join(str(value) for value in fields.values()))
-def test_a_runs_bits_depend_on_nothing_else(fields: dict[str, Any], device: str) -> None:
+@pytest.mark.parametrize(("engine", "device"), FAST)
+def test_a_runs_bits_depend_on_nothing_else(fields: dict[str, Any], engine: str, device: str) -> None:
     """Alone, in a group of 7 or of 1,000, at any place in it, whatever the number of threads."""
 
-    def final(seeds: list[int], place: int) -> list[torch.Tensor]:
+    def final(seeds: list[int], place: int, threads: int | None = None) -> list[torch.Tensor]:
         specs = [RunSpec(seed=seed, lr=0.01 + seed % 5, epochs=2, iterations=20, **fields) for seed in seeds]
-        result = train(specs, engine="vmap", device=device)
+        result = train(specs, engine=engine, device=device, threads=threads)
         losses = torch.from_numpy(result.losses.to_numpy()[place].copy())
         return [losses, *(value[place] for value in result.parameters.values())]
 
@@ -105,6 +124,8 @@ def test_a_runs_bits_depend_on_nothing_else(fields: dict[str, Any], device: str)
     torch.set_num_threads(2 if threads == 1 else 1)
     others.append(final([*crowd[:100], 0, *crowd[100:]], 100))
     torch.set_num_threads(threads)
+    if engine == "lanes":
+        others += [final([*crowd[:300], 0, *crowd[300:]], 300, threads) for threads in (1, 2, 5)]
     for other in others:
         for expected, value in zip(alone, other, strict=True):
             assert torch.equal(expected, value)
@@ -132,20 +153,20 @@ DIVERGING = [
 ]
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("batch", [32, 3])
 @pytest.mark.parametrize("fields", DIVERGING, ids=["momentum-5", "naive-10", "naive-1000", "relu-mse-1000"])
-def test_the_onset_of_nan_is_the_same(fields: dict[str, Any], batch: int, device: str) -> None:
+@pytest.mark.parametrize(("engine", "device"), FAST)
+def test_the_onset_of_nan_is_the_same(fields: dict[str, Any], batch: int, engine: str, device: str) -> None:
     """A batch of 3 always lacks a corner, which must contribute nothing rather than 0 times infinity."""
     specs = [RunSpec(seed=seed, epochs=1, iterations=400, batch=batch, **fields) for seed in range(12)]
-    plain, fast = (train(specs, engine=engine, device=device).runs for engine in ("plain", "vmap"))
+    plain, fast = (train(specs, engine=name, device=device).runs for name in ("plain", engine))
     onsets = plain["first_nonfinite_step"]
     assert list(plain["outcome"]) == list(fast["outcome"])
     assert onsets.notna().sum() >= 6
     assert onsets.fillna(0).tolist() == fast["first_nonfinite_step"].fillna(0).tolist()
 
 
-@pytest.mark.parametrize("engine", ["plain", "vmap"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("last", "outcome"), [((0, 0), "unsolved"), ((1, 1), "nonfinite")])
 def test_an_absent_corner_contributes_nothing(last: tuple[int, int], outcome: str, engine: str) -> None:
     """The prediction for (1, 1) is exactly 1, where the naive loss is not finite; that matters only if it is drawn."""
@@ -176,7 +197,7 @@ def test_given_batches_and_weights_are_used() -> None:
     error = 1 / (1 + np.exp(-(hidden @ initial["output.weight"][0] + 0.1))) - (x1 != x2)[0]
     expected = initial["output.weight"][0] - 0.5 * error @ hidden / 3
     spec = RunSpec(epochs=1, iterations=1, lr=0.5, dtype="float64")
-    for engine in ("plain", "vmap"):
+    for engine in ENGINES:
         result = train(spec, engine=engine, batches=(x1, x2), initial=initial)
         assert result.parameters["output.weight"][0, 0].numpy() == pytest.approx(expected, abs=1e-15)
 
@@ -190,7 +211,7 @@ def test_initial_weights_may_differ_between_runs() -> None:
         assert torch.equal(result.parameters[name], value)
 
 
-@pytest.mark.parametrize("engine", ["plain", "vmap"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_torchs_global_generator_is_left_alone(engine: str) -> None:
     before = torch.get_rng_state()
     train([RunSpec(epochs=1, iterations=2, seed=seed) for seed in range(2)], engine=engine).network(0)
@@ -257,7 +278,10 @@ def test_progress_is_told_until_the_end() -> None:
     [
         ({"initial": {"hidden.wait": torch.zeros(8, 2)}}, r"initial: hidden.wait: unknown parameter; did you mean"),
         ({"snapshots": [0]}, r"snapshots: step 0: must be in \[1, 10000\]"),
-        ({"engine": "fast"}, r"engine=fast: unknown \(known: auto, plain, vmap\)"),
+        ({"engine": "fast"}, r"engine=fast: unknown \(known: auto, plain, vmap, lanes\)"),
+        ({"engine": "lanes", "device": "meta"}, "device=meta: must be cpu, cuda or cuda:N"),
+        ({"threads": 0}, r"threads=0: must be a whole number in \[1, 1024\]"),
+        ({"threads": 2, "engine": "vmap"}, "threads=2 engine=vmap: it has one thread; only lanes has several"),
         ({"device": "tpu"}, "device=tpu: must be cpu, cuda or cuda:N"),
         ({"device": "cuda:99"}, "device=cuda:99: torch .* CUDA devices here; use device=cpu"),
         ({"batches": ([[0]], [[1]])}, "1 steps are given, 10000 are asked for"),
@@ -273,10 +297,17 @@ def test_what_cannot_be_done_is_said(arguments: dict[str, Any], message: str) ->
         train(RunSpec(), **arguments)
 
 
-def test_auto_is_plain_for_one_run_and_vmap_for_more() -> None:
-    short = [RunSpec(seed=seed, epochs=1, iterations=1) for seed in range(2)]
-    assert set(train(short[0]).runs["engine"]) == {"plain"}
-    assert set(train(short).runs["engine"]) == {"vmap"}
+def test_auto_is_lanes_and_falls_back_to_vmap_saying_so_once() -> None:
+    short = {"epochs": 1, "iterations": 2}
+    specs = [RunSpec(**short), RunSpec(hidden=100, **short), RunSpec(hidden=100, batch=600, **short)]
+    assert set(train(specs[0]).runs["engine"]) == {"lanes"}
+    with pytest.warns(
+        FallbackWarning, match="401 parameters is too wide to compile .*; engine=vmap for 2 runs"
+    ) as told:
+        result = train(specs)
+    assert list(result.runs["engine"]) == ["lanes", "vmap", "vmap"]
+    assert len(told) == 1
+    assert result.runs["initial_loss"].between(0.5, 1).all()
 
 
 def test_explicit_batches_are_counted() -> None:

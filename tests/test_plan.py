@@ -163,7 +163,7 @@ WRONG_ANYWHERE: list[tuple[Sequence[str], str]] = [
     (["loss=hinge", "activation.output=soft"], "activation.output=soft: unknown"),
     (["activation.output=identity"], "cannot go with the output activation identity"),
     (["device=cuda:77"], "device=cuda:77: torch .*; use device=cpu"),
-    (["engine=fast"], r"engine=fast: unknown \(known: auto, plain, vmap\)"),
+    (["engine=fast"], r"engine=fast: unknown \(known: auto, plain, vmap, lanes\)"),
     (["epochs=0"], "epochs=0: must be in"),
 ]
 

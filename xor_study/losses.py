@@ -74,8 +74,9 @@ class _BinaryCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(prediction: Tensor, target: Tensor) -> Tensor:
-        log_true, log_false = torch.log(prediction), torch.log1p(-prediction)
-        return (target - 1) * torch.clamp(log_false, min=-100) - target * torch.clamp(log_true, min=-100)
+        if_true = torch.where(target == 0, 0.0, target * torch.clamp(torch.log(prediction), min=-100))
+        if_false = torch.where(target == 1, 0.0, (target - 1) * torch.clamp(torch.log1p(-prediction), min=-100))
+        return if_false - if_true  # where one factor is 0 the other term has all there is, NaN included
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

@@ -7,7 +7,7 @@ last one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -102,7 +102,7 @@ class Recorder:
     def __post_init__(self) -> None:
         device = self.cohort.parameters.device
         self._steps = log_spaced(self.cohort.steps)
-        self._tail = -(-self.cohort.steps // 10)
+        self._tail = tail_length(self.cohort.steps)
 
         def start(value: float, dtype: torch.dtype = torch.float64) -> Tensor:
             return torch.full((len(self.members),), value, dtype=dtype, device=device)
@@ -147,40 +147,119 @@ class Recorder:
 
     def finish(self, corners_right: Tensor) -> Recorded:
         """Return the record of all runs, given how many corners are right in the end, shape (runs,)."""
-        threshold = torch.from_numpy(threshold_losses(self.cohort)[self.members]).to(self._final.device)
-        nonfinite, solved = self._first_nonfinite > 0, corners_right == len(CORNERS)
-        diverged = self._tail_sum / self._tail > 2 * threshold
-        code = torch.where(nonfinite, 3, torch.where(solved, 0, torch.where(diverged, 2, 1)))
-        measures = {
-            "outcome": np.array(OUTCOMES, dtype=object)[code.cpu().numpy()],
-            "accuracy": _numpy(corners_right / len(CORNERS)),
-            "solved_step": _optional(torch.where(solved, self._last_wrong + 1, 0)),
-            "first_nonfinite_step": _optional(self._first_nonfinite),
-            "initial_loss": _numpy(self._initial),
-            "final_loss": _numpy(self._final),
-            "min_loss": _numpy(self._min_loss),
-            "max_loss": _numpy(self._max_loss),
-            "max_abs_logit": _numpy(self._max_logit),
-            "max_grad_norm": _numpy(self._max_norm),
-        }
+        gathered = Gathered(
+            initial_loss=_numpy(self._initial),
+            final_loss=_numpy(self._final),
+            min_loss=_numpy(self._min_loss),
+            max_loss=_numpy(self._max_loss),
+            max_abs_logit=_numpy(self._max_logit),
+            max_grad_norm=_numpy(self._max_norm),
+            tail_loss=_numpy(self._tail_sum / self._tail),
+            first_nonfinite=self._first_nonfinite.cpu().numpy(),
+            last_wrong=self._last_wrong.cpu().numpy(),
+            corners_right=corners_right.cpu().numpy(),
+        )
         history = None
         if self.detail.every_step:
             parts = zip(Observation._fields, zip(*self._chunks, strict=True), strict=True)
             history = {name: _numpy(torch.cat(part)) for name, part in parts}
         epoch_losses = _numpy((self._epochs / self.cohort.iterations).T)
-        return Recorded(
-            pd.DataFrame(measures), self._steps, _numpy(self._losses.T), epoch_losses, history, self._snapshots
-        )
+        measured = measures(self.cohort, self.members, gathered)
+        return Recorded(measured, self._steps, _numpy(self._losses.T), epoch_losses, history, self._snapshots)
+
+
+class Gathered(NamedTuple):
+    """What outcome and measures are made of; each of shape (runs,).
+
+    Attributes:
+        initial_loss, final_loss, min_loss, max_loss, max_abs_logit, max_grad_norm: the measures themselves.
+        tail_loss: mean of the last tenth of the steps.
+        first_nonfinite: the first step whose loss, gradient or update is not finite, or 0.
+        last_wrong: the last step before which a corner is on the wrong side, or 0.
+        corners_right: how many are on the right side in the end.
+    """
+
+    initial_loss: NDArray[np.float64]
+    final_loss: NDArray[np.float64]
+    min_loss: NDArray[np.float64]
+    max_loss: NDArray[np.float64]
+    max_abs_logit: NDArray[np.float64]
+    max_grad_norm: NDArray[np.float64]
+    tail_loss: NDArray[np.float64]
+    first_nonfinite: NDArray[np.integer[Any]]
+    last_wrong: NDArray[np.integer[Any]]
+    corners_right: NDArray[np.integer[Any]]
+
+
+def tail_length(steps: int) -> int:
+    """Return how many steps the last tenth has."""
+    return -(-steps // 10)
+
+
+def measures(cohort: Cohort, members: NDArray[np.intp], gathered: Gathered) -> pd.DataFrame:
+    """Return outcome and measures of some members of a cohort, a row for each."""
+    nonfinite, solved = gathered.first_nonfinite > 0, gathered.corners_right == len(CORNERS)
+    diverged = gathered.tail_loss > 2 * threshold_losses(cohort)[members]
+    code = np.select([nonfinite, solved, diverged], [3, 0, 2], 1)
+    columns = {
+        "outcome": np.array(OUTCOMES, dtype=object)[code],
+        "accuracy": gathered.corners_right / len(CORNERS),
+        "solved_step": _optional(np.where(solved, gathered.last_wrong + 1, 0)),
+        "first_nonfinite_step": _optional(gathered.first_nonfinite),
+    }
+    return pd.DataFrame(columns | {name: getattr(gathered, name) for name in Gathered._fields[:6]})
+
+
+def accumulate(so_far: Mapping[str, Tensor], noted: Observation, number: Tensor) -> dict[str, Tensor]:
+    """Return what is gathered of one network's steps so far with step `number` taken in.
+
+    What `Recorder.add` does with many steps at once, for an engine that keeps no history. NaN is passed over in
+    smallest and largest values.
+
+    Args:
+        so_far: by the names in `start_of_accumulation`; tensors of no dimension.
+        noted: of this step.
+        number: of this step, from 1.
+    """
+    finite = torch.isfinite(noted.loss) & torch.isfinite(noted.max_abs_grad) & torch.isfinite(noted.max_abs_parameter)
+    first, last = so_far["first_nonfinite"], so_far["last_wrong"]
+
+    def larger(name: str, value: Tensor) -> Tensor:
+        return torch.where(value > so_far[name], value, so_far[name])
+
+    return {
+        "loss_sum": so_far["loss_sum"] + noted.loss.double(),
+        "least_loss": torch.where(noted.loss < so_far["least_loss"], noted.loss, so_far["least_loss"]),
+        "largest_loss": larger("largest_loss", noted.loss),
+        "largest_logit": larger("largest_logit", noted.max_abs_logit),
+        "largest_grad_norm": larger("largest_grad_norm", noted.grad_norm),
+        "first_nonfinite": torch.where(finite | (first > 0), first, number),
+        "last_wrong": torch.where(noted.corners_right < len(CORNERS), number, last),
+    }
+
+
+def start_of_accumulation(dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return what `accumulate` starts from, for networks of a type."""
+    low, high = torch.tensor(-math.inf, dtype=dtype), torch.tensor(math.inf, dtype=dtype)
+    none = torch.tensor(0, dtype=torch.int32)
+    return {
+        "loss_sum": torch.tensor(0.0, dtype=torch.float64),
+        "least_loss": high,
+        "largest_loss": low,
+        "largest_logit": low,
+        "largest_grad_norm": low,
+        "first_nonfinite": none,
+        "last_wrong": none,
+    }
 
 
 def _numpy(values: Tensor) -> NDArray[np.float64]:
     return values.double().cpu().numpy()
 
 
-def _optional(steps: Tensor) -> pd.api.extensions.ExtensionArray:
+def _optional(steps: NDArray[np.integer[Any]]) -> pd.api.extensions.ExtensionArray:
     """Return step numbers as whole numbers that are missing where they are 0."""
-    numbers = steps.cpu().numpy()
-    return pd.arrays.IntegerArray(numbers, numbers == 0)
+    return pd.arrays.IntegerArray(steps.astype(np.int64), steps == 0)
 
 
 def _over_steps(combine: Callable[[Tensor, Tensor], Tensor], values: Tensor) -> Tensor:
@@ -220,3 +299,19 @@ class Recorded:
         }
         losses, epochs = self.losses[:runs], self.epoch_losses[:runs]
         return Recorded(self.measures[:runs], self.steps, losses, epochs, history, snapshots)
+
+
+class Trained(NamedTuple):
+    """What an engine gives back of some runs.
+
+    Attributes:
+        cohort: they belong to.
+        members: their places in it.
+        recorded: what came of them, in that order.
+        parameters: in the end, shape (runs, width).
+    """
+
+    cohort: Cohort
+    members: NDArray[np.intp]
+    recorded: Recorded
+    parameters: Tensor

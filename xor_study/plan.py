@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ from yaml import YAMLError
 
 from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.catalogue import StudyError, show, suggestion
-from xor_study.engines import check_device, choose_engine
+from xor_study.engines import check_device, check_engine
 from xor_study.spec import DECLARED, GROUPS, KEYS, OWN, key_of, run_ids, table_of
 
 CONFIG_NAME = "config"
-SETTINGS = ("engine", "device", "log")
+SETTINGS = ("engine", "device", "threads", "log")
 """What is the same for a whole sweep and no part of a run."""
 
 LOGS = ("epochs", "axon")
@@ -89,7 +89,7 @@ class Plan:
     Attributes:
         table: the runs, checked and distinct.
         axes: the keys that the command line sweeps over, as given.
-        engine, device, log: for all of them.
+        engine, device, threads, log: for all of them.
         duplicates: how many runs were dropped because they stood twice.
     """
 
@@ -97,6 +97,7 @@ class Plan:
     axes: tuple[str, ...]
     engine: str
     device: str
+    threads: int | None
     log: str
     duplicates: int
 
@@ -219,8 +220,8 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
     distinct = table[~run_ids(table).duplicated()].reset_index(drop=True)
     check_device(grids[0].device)
     check_log(grids[0].log, sweep)
-    engine = choose_engine(grids[0].engine, len(distinct))
-    return Plan(distinct, axes, engine, grids[0].device, grids[0].log, len(table) - len(distinct))
+    check_engine(grids[0].engine, grids[0].device, grids[0].threads)
+    return replace(grids[0], table=distinct, axes=axes, duplicates=len(table) - len(distinct))
 
 
 def for_hydra(overrides: Sequence[str], loader: ConfigLoader) -> list[str]:
@@ -305,7 +306,7 @@ def _grid(loader: ConfigLoader, overrides: Sequence[str], sweep: bool, config_na
     table = table_of(pd.concat(frames, ignore_index=True))
     table = table.iloc[np.argsort(np.concatenate(places))].reset_index(drop=True)
     varied = tuple(key for key, given in axes.items() if len(given) > 1)
-    return Plan(table, varied, settings["engine"], settings["device"], settings["log"], 0)
+    return Plan(table, varied, **settings, duplicates=0)
 
 
 def _axis(override: Override, allowed: bool) -> list[Any]:

@@ -27,7 +27,7 @@ from yaml import YAMLError
 
 from xor_study import plan, records, runner
 from xor_study.catalogue import StudyError
-from xor_study.engines import check_device, choose_engine
+from xor_study.engines import check_device, check_engine
 from xor_study.spec import table_of
 
 VERSION_BASE = "1.3"
@@ -117,15 +117,15 @@ def _task(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         values = plan.values_of(config)
-        settings = {name: str(values.pop(name)) for name in plan.SETTINGS}
-        check_device(settings["device"])
-        plan.check_log(settings["log"], sweep=False)
+        engine, device, threads, log = (values.pop(name) for name in plan.SETTINGS)
+        check_device(device)
+        check_engine(engine, device, threads)
+        plan.check_log(log, sweep=False)
         for field, value in values.items():
             plan.check_value(field, value, values)
         table = table_of(pd.DataFrame([values], dtype=object))
         (folder / records.CONFIG).write_text(OmegaConf.to_yaml(config))
-        engine = choose_engine(settings["engine"], 1)
-        runner.run_one(table, engine, settings["device"], folder, log=settings["log"])
+        runner.run_one(table, engine, device, threads, folder, log)
     except (StudyError, OSError) as error:
         _fail(error)
 

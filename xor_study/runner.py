@@ -17,12 +17,14 @@ GRID, MARGIN = 200, 0.25
 """Points along each axis of the decision boundary's picture, and how far it reaches beyond the corners."""
 
 
-def run_one(table: pd.DataFrame, engine: str, device: str, folder: Path, log: str = "epochs") -> Result:
+def run_one(
+    table: pd.DataFrame, engine: str, device: str, threads: int | None, folder: Path, log: str = "epochs"
+) -> Result:
     """Train a single run and leave history, table, weights and pictures in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     records.git_commit()  # asked now, while the files are those that were loaded
-    with terminal.progress_bar(1) as follow:
-        result = train(table, engine=engine, device=device, every_step=True, progress=follow)
+    with terminal.progress_bar(1) as follow, terminal.notes():
+        result = train(table, engine=engine, device=device, threads=threads, every_step=True, progress=follow)
     assert result.history is not None
     run = result.runs.iloc[0]
     title = f"{run['optimizer']}, lr {run['lr']:g}, seed {run['seed']}: {run['outcome']}"
@@ -43,15 +45,21 @@ def run_one(table: pd.DataFrame, engine: str, device: str, folder: Path, log: st
 
 
 def run_sweep(
-    table: pd.DataFrame, axes: tuple[str, ...], engine: str, device: str, folder: Path, duplicates: int = 0
+    table: pd.DataFrame,
+    axes: tuple[str, ...],
+    engine: str,
+    device: str,
+    threads: int | None,
+    folder: Path,
+    duplicates: int = 0,
 ) -> Result:
     """Train all runs of a plan and leave one table of them, with the recorded losses, in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     records.git_commit()  # asked now, while the files are those that were loaded
     if duplicates:
         terminal.console().print(f"note: {duplicates} of {len(table) + duplicates} runs stood twice and run once")
-    with terminal.progress_bar(len(table)) as follow:
-        result = train(table, engine=engine, device=device, progress=follow)
+    with terminal.progress_bar(len(table)) as follow, terminal.notes():
+        result = train(table, engine=engine, device=device, threads=threads, progress=follow)
     records.write_result(folder, result)
     terminal.show_sweep(result.runs, axes, folder / records.RUNS)
     return result

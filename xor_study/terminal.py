@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from xor_study.data import CORNERS, TARGETS
-from xor_study.engines import Progress, Result
+from xor_study.engines import FallbackWarning, Progress, Result
 from xor_study.outcome import OUTCOMES, running_mean
 from xor_study.spec import OWN, key_of
 
@@ -33,6 +34,19 @@ def console() -> Console:
     """Return the console of standard output, wide enough not to fold a table where output is no terminal."""
     plain = Console(highlight=False)
     return plain if plain.is_terminal else Console(highlight=False, width=200)
+
+
+@contextlib.contextmanager
+def notes() -> Iterator[None]:
+    """Print what the engines have to say as one line each, without where in the code it was said."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FallbackWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, FallbackWarning):
+            console().print(f"note: {warning.message}")
+        else:
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 class _Speed(ProgressColumn):

@@ -35,7 +35,9 @@ class XORStudySweeper(Sweeper):
         records.check_folder("hydra.sweep.dir", self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        runner.run_sweep(planned.table, planned.axes, planned.engine, planned.device, folder, planned.duplicates)
+        runner.run_sweep(
+            planned.table, planned.axes, planned.engine, planned.device, planned.threads, folder, planned.duplicates
+        )
 
 
 ConfigStore.instance().store(

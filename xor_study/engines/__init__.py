@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,16 +16,25 @@ from torch import Tensor
 
 from xor_study.catalogue import StudyError, show, suggestion
 from xor_study.data import CORNERS, Batches
-from xor_study.engines import plain, vmap
+from xor_study.engines import lanes, plain, vmap
+from xor_study.engines.lanes.llvm import NotCompilable
 from xor_study.network import XORNetwork, empty_network
-from xor_study.outcome import Detail, Recorded
+from xor_study.outcome import Detail, Recorded, Trained
 from xor_study.spec import FIELDS, RunSpec, key_of, run_ids, table_of
 from xor_study.training import DTYPES, Cohort, cohorts
 
-Engine = Callable[[Cohort, Detail, Callable[[int], None]], Iterator[tuple[NDArray[np.intp], Recorded, Tensor]]]
+Engine = Callable[[Sequence[Cohort], Detail, Callable[[int], None]], Iterator[Trained]]
 
-ENGINES: dict[str, Engine] = {"plain": plain.train, "vmap": vmap.train}
+ENGINES: dict[str, Engine] = {"plain": plain.train, "vmap": vmap.train, "lanes": lanes.train}
 AUTO = "auto"
+"""The fastest engine that can do it: lanes, or else vmap."""
+
+
+class FallbackWarning(UserWarning):
+    """Some runs can't be compiled and are trained by another engine."""
+
+
+MOST_THREADS = 1024
 
 
 @dataclass
@@ -111,16 +121,21 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def choose_engine(name: str, runs: int) -> str:
-    """Return the engine meant by `name`: "auto" is plain for one run and vmap for more.
+def check_engine(name: str, device: str = "cpu", threads: int | None = None) -> str:
+    """Return the name of an engine, or "auto".
 
     Raises:
-        StudyError: if there is no such engine.
+        StudyError: if there is no such engine, or if it can't run on the device or with so many threads.
     """
-    if name == AUTO:
-        return "plain" if runs == 1 else "vmap"
-    if name not in ENGINES:
+    if name != AUTO and name not in ENGINES:
         raise StudyError(f"engine={show(name)}: unknown{suggestion(str(name), [AUTO, *ENGINES])}")
+    if name == "lanes" and check_device(device).type != "cpu":
+        raise StudyError(f"engine=lanes device={show(device)}: it runs on the CPU only; use engine=vmap")
+    if threads is not None:
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+            raise StudyError(f"threads={show(threads)}: must be a whole number in [1, {MOST_THREADS}]")
+        if name not in (AUTO, "lanes"):
+            raise StudyError(f"threads={threads} engine={name}: it has one thread; only lanes has several")
     return name
 
 
@@ -129,6 +144,7 @@ def train(
     *,
     engine: str = AUTO,
     device: str = "cpu",
+    threads: int | None = None,
     every_step: bool = False,
     snapshots: Iterable[int] = (),
     batches: tuple[Any, Any] | None = None,
@@ -139,8 +155,9 @@ def train(
 
     Args:
         runs: specs, or a table with one column for each field (missing ones mean the default).
-        engine: "plain", "vmap" or "auto".
+        engine: "plain", "vmap", "lanes", or "auto": lanes where it can, else vmap with a `FallbackWarning`.
         device: "cpu", "cuda" or "cuda:N".
+        threads: that lanes may use; None for one on each core. They change no bit of the result.
         every_step: keep what is noted of every step (`Result.history`) instead of a few dozen losses.
         snapshots: numbers of steps of which to keep parameters, gradients and logits (`Result.snapshots`).
         batches: recorded inputs (x1, x2), shape (steps, samples) each, for all runs, instead of those of their seeds.
@@ -152,7 +169,7 @@ def train(
         StudyError: if anything asked for is not possible; nothing has been trained then.
     """
     table = table_of([runs] if isinstance(runs, RunSpec) else runs)
-    chosen = choose_engine(engine, len(table))
+    check_engine(engine, device, threads)
     given = Batches.explicit(*batches) if batches is not None else None
     groups = list(cohorts(table, check_device(device), given, initial))
     state = Progress(len(table), int((table["epochs"] * table["iterations"]).sum()))
@@ -168,13 +185,30 @@ def train(
         if progress is not None:
             progress(state)
 
-    for cohort in groups:
-        for members, recorded, parameters in ENGINES[chosen](cohort, detail, advance):
-            collected.add(cohort, members, recorded, parameters)
-            state.runs_done += len(members)
-            state.outcomes.update(recorded.measures["outcome"])
-            advance(0)
-    return collected.result(chosen, device)
+    for name, part in _trained(groups, engine, threads, detail, advance):
+        collected.add(name, part)
+        state.runs_done += len(part.members)
+        state.outcomes.update(part.recorded.measures["outcome"])
+        advance(0)
+    return collected.result(device)
+
+
+def _trained(
+    cohorts: Sequence[Cohort], engine: str, threads: int | None, detail: Detail, progress: Callable[[int], None]
+) -> Iterator[tuple[str, Trained]]:
+    """Yield what came of the runs, each with the engine that trained it."""
+    if engine not in (AUTO, "lanes"):
+        yield from ((engine, part) for part in ENGINES[engine](cohorts, detail, progress))
+        return
+    refused: list[tuple[Cohort, NotCompilable]] = []
+    refuse = None if engine == "lanes" else lambda cohort, error: refused.append((cohort, error))
+    for part in lanes.train(cohorts, detail, progress, threads, refuse):
+        yield "lanes", part
+    if refused:
+        runs = sum(len(cohort.rows) for cohort, _ in refused)
+        warnings.warn(f"{refused[0][1]}; engine=vmap for {runs} runs", FallbackWarning, stacklevel=4)
+        for part in vmap.train([cohort for cohort, _ in refused], detail, progress):
+            yield "vmap", part
 
 
 class _Collection:
@@ -182,6 +216,7 @@ class _Collection:
 
     def __init__(self, table: pd.DataFrame, detail: Detail) -> None:
         self.table, self.ids = table, run_ids(table)
+        self.engines = np.empty(len(table), dtype=object)
         self.pieces: list[tuple[NDArray[np.intp], Recorded]] = []
         self.dtype = torch.float64 if (table["dtype"] == "float64").any() else torch.float32
         self.parameters = self._zeros()
@@ -197,8 +232,10 @@ class _Collection:
             for name, parameter in wide.named_parameters()
         }
 
-    def add(self, cohort: Cohort, members: NDArray[np.intp], recorded: Recorded, parameters: Tensor) -> None:
+    def add(self, engine: str, part: Trained) -> None:
+        cohort, members, recorded, parameters = part
         rows = cohort.rows[members]
+        self.engines[rows] = engine
         self.pieces.append((rows, recorded))
         self._place(self.parameters, cohort, rows, parameters)
         for step, snapshot in recorded.snapshots.items():
@@ -212,12 +249,12 @@ class _Collection:
             region: tuple[Any, ...] = (torch.from_numpy(rows), *(slice(size) for size in value.shape[1:]))
             named[name][region] = value.to(self.dtype)
 
-    def result(self, engine: str, device: str) -> Result:
+    def result(self, device: str) -> Result:
         order = np.argsort(np.concatenate([rows for rows, _ in self.pieces]), kind="stable")
         measures = pd.concat([recorded.measures for _, recorded in self.pieces], ignore_index=True).iloc[order]
         runs = pd.concat(
             [self.ids, self.table[FIELDS].rename(columns=key_of), measures.reset_index(drop=True)], axis=1
-        ).assign(engine=engine, device=device)
+        ).assign(engine=self.engines, device=device)
         losses = self._wide({id(r): (r.steps, r.losses) for _, r in self.pieces}, "step")
         epochs = self._wide(
             {id(r): (np.arange(1, r.epoch_losses.shape[1] + 1), r.epoch_losses) for _, r in self.pieces}, "epoch"

@@ -8,42 +8,45 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from xor_study.network import XORNetwork
-from xor_study.outcome import CHUNK, Detail, Recorded, Recorder
+from xor_study.outcome import CHUNK, Detail, Recorder, Trained
 from xor_study.training import Cohort, Internals, Observation
 
 
-def train(
-    cohort: Cohort, detail: Detail, progress: Callable[[int], None]
-) -> Iterator[tuple[np.ndarray, Recorded, Tensor]]:
-    """Yield (members of the cohort, their record, their final parameters), a run at a time.
+def train(cohorts: Iterable[Cohort], detail: Detail, progress: Callable[[int], None]) -> Iterator[Trained]:
+    """Yield what came of the runs, one at a time.
 
     Args:
-        cohort: runs that share a program.
+        cohorts: runs that share a program each.
         detail: what is kept beyond the usual.
         progress: is told how many network-steps have been made since it was last called.
     """
-    for member in range(len(cohort.rows)):
-        members = np.array([member])
-        recorder = Recorder(cohort, members, detail)
-        network = _network(cohort, member)
-        take_steps = _trainer(cohort, member, network, recorder)
-        for first in range(1, cohort.steps + 1, CHUNK):
-            steps = range(first, min(first + CHUNK, cohort.steps + 1))
-            with _default_dtype(cohort.parameters.dtype):
-                noted = list(take_steps(steps))
-            columns = (torch.stack(column)[:, None] for column in zip(*noted, strict=True))
-            recorder.add(steps, Observation(*columns))
-            progress(len(steps))
-        right = cohort.program.corners_right(_corner_logits(cohort, network))[None]
-        parameters = nn.utils.parameters_to_vector(network.parameters()).detach()
-        yield members, recorder.finish(right), parameters[None]
+    for cohort in cohorts:
+        for member in range(len(cohort.rows)):
+            yield _train_one(cohort, member, detail, progress)
+
+
+def _train_one(cohort: Cohort, member: int, detail: Detail, progress: Callable[[int], None]) -> Trained:
+    members = np.array([member])
+    recorder = Recorder(cohort, members, detail)
+    network = _network(cohort, member)
+    take_steps = _trainer(cohort, member, network, recorder)
+    for first in range(1, cohort.steps + 1, CHUNK):
+        steps = range(first, min(first + CHUNK, cohort.steps + 1))
+        with _default_dtype(cohort.parameters.dtype):
+            noted = list(take_steps(steps))
+        columns = (torch.stack(column)[:, None] for column in zip(*noted, strict=True))
+        recorder.add(steps, Observation(*columns))
+        progress(len(steps))
+    right = cohort.program.corners_right(_corner_logits(cohort, network))[None]
+    parameters = nn.utils.parameters_to_vector(network.parameters()).detach()
+    return Trained(cohort, members, recorder.finish(right), parameters[None])
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ traced once (`torch.fx`) and then replayed, which spares `torch.func`'s interpre
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,22 +16,25 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from xor_study.outcome import CHUNK, Detail, Recorded, Recorder
+from xor_study.outcome import CHUNK, Detail, Recorder, Trained
 from xor_study.training import Cohort, Observation, step
 
 BLOCK = 512
 
 
-def train(
-    cohort: Cohort, detail: Detail, progress: Callable[[int], None]
-) -> Iterator[tuple[np.ndarray, Recorded, Tensor]]:
-    """Yield (members of the cohort, their record, their final parameters), a block at a time.
+def train(cohorts: Iterable[Cohort], detail: Detail, progress: Callable[[int], None]) -> Iterator[Trained]:
+    """Yield what came of the runs, a block at a time.
 
     Args:
-        cohort: runs that share a program.
+        cohorts: runs that share a program each.
         detail: what is kept beyond the usual.
         progress: is told how many network-steps have been made since it was last called.
     """
+    for cohort in cohorts:
+        yield from _train_cohort(cohort, detail, progress)
+
+
+def _train_cohort(cohort: Cohort, detail: Detail, progress: Callable[[int], None]) -> Iterator[Trained]:
     runs, compiled = len(cohort.rows), None
     for start in range(0, runs, BLOCK):
         members = np.minimum(np.arange(start, start + BLOCK), runs - 1)
@@ -46,7 +49,7 @@ def train(
                 progress(len(steps) * real)
             logits = torch.vmap(cohort.program.logit)(cohort.program.named(block.parameters))
             recorded = recorder.finish(cohort.program.corners_right(logits))
-        yield members[:real], recorded.first(real), block.parameters[:real]
+        yield Trained(cohort, members[:real], recorded.first(real), block.parameters[:real])
 
 
 class _Block:
