@@ -18,7 +18,7 @@ from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.engines import lanes, vmap
 from xor_study.engines.lanes import native
 from xor_study.engines.lanes.functions import EXPANSIONS
-from xor_study.engines.lanes.llvm import LANES, Loop, NotCompilable, empty, layout, lowered, text
+from xor_study.engines.lanes.llvm import LANES, Loop, NotCompilable, empty, lowered, text
 from xor_study.engines.lanes.native import Kernel
 from xor_study.engines.lanes.program import Builder, Program
 from xor_study.engines.lanes.trace import trace
@@ -32,13 +32,12 @@ Map = Callable[[Any], np.ndarray]
 
 def compiled(program: Program, kind: str) -> Map:
     """Return a program from "x.0" to "x.0" as a function on arrays: a loop of one step."""
-    state = layout({"x": (kind, 1)}, LANES[kind])
-    loop = Loop(program, kind, state, layout({"key": ("int64", 1)}, LANES[kind]), (), ("x",), (), 0)
-    kernel = Kernel(text(loop))
+    loop = Loop(kind, {"x": (kind, 1)}, {"key": ("int64", 1)}, (), ("x",), (), 0)
+    kernel = Kernel(text(loop, program))
 
     def apply(values: Any) -> np.ndarray:
         blocks = -(-len(values) // loop.lanes)
-        states = empty(state, blocks)
+        states = empty(loop.state, blocks)
         flat = np.zeros(blocks * loop.lanes, kind)
         flat[: len(values)] = values
         states["x"] = flat.reshape(blocks, 1, loop.lanes)
@@ -157,12 +156,12 @@ def test_arithmetic_keeps_its_sense_with_what_is_not_finite(kind: str) -> None:
 
 def test_a_program_can_be_read() -> None:
     (cohort,) = cohorts(pd_table([RunSpec()]))
-    loop, _ = lanes.traced(cohort, Detail())
-    lines = str(loop.program).splitlines()
+    program = lanes.program_of(cohort, Detail())
+    lines = str(program).splitlines()
     assert sum(" tanh " in line for line in lines) == 32
     assert any(line.endswith("# parameter.0") for line in lines)
     assert lines[0].startswith("%0 = ")
-    assert len(lowered(loop.program).statements) > 2 * len(lines)
+    assert len(lowered(program).statements) > 2 * len(lines)
 
 
 def pd_table(specs: list[RunSpec]) -> pd.DataFrame:
@@ -330,7 +329,7 @@ def test_machine_code_is_kept_and_what_is_spoilt_is_made_anew(monkeypatch: pytes
         assert native.object_code(module) == first
         assert kept.read_bytes() == whole
     monkeypatch.setattr(native, "_target", lambda: ("another processor", ""))
-    assert native.read(native.place(module)) is None
+    assert native.read(native.place_of_code(module)) is None
 
 
 @pytest.mark.skipif(os.name == "nt" or os.getuid() == 0, reason="root may write anywhere")
@@ -341,8 +340,7 @@ def test_a_cache_that_cannot_be_written_is_no_cache(monkeypatch: pytest.MonkeyPa
 
 
 def text_of(program: Program) -> str:
-    state = layout({"x": ("float32", 1)}, LANES["float32"])
-    return text(Loop(program, "float32", state, layout({"key": ("int64", 1)}, 16), (), ("x",), (), 0))
+    return text(Loop("float32", {"x": ("float32", 1)}, {"key": ("int64", 1)}, (), ("x",), (), 0), program)
 
 
 def test_an_empty_variable_turns_the_cache_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,16 +202,23 @@ class Catalogue(Mapping[str, T], Generic[T]):
         self.presets: dict[str, Preset] = {}
         self._entries: dict[str, T] = {}
         self._parameters: dict[str, dict[str, Parameter]] = {}
+        self._modules: dict[str, str] = {}
 
     def add(self, function: Callable[..., Any], entry: T) -> None:
         """Enter `entry` under the name of `function`, with the parameters of its signature."""
         self._entries[function.__name__] = entry
         self._parameters[function.__name__] = parameters_of(function)
+        self._modules[function.__name__] = function.__module__
 
     def parameters(self, name: str) -> dict[str, Parameter]:
         """Return the parameters of the entry `name`."""
         self[name]
         return self._parameters[name]
+
+    def module(self, name: str) -> str:
+        """Return the module in which the function of the entry `name` is."""
+        self[name]
+        return self._modules[name]
 
     def __getitem__(self, name: str) -> T:
         try:

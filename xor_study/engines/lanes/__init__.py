@@ -8,13 +8,16 @@ threads: lanes never meet.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import asdict, dataclass
+from functools import cache, lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +25,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from xor_study.catalogue import Catalogue
 from xor_study.data import BATCH_STREAM, CORNERS, splitmix64
-from xor_study.engines.lanes.llvm import LANES, Loop, NotCompilable, empty, layout, text
+from xor_study.engines.lanes import native
+from xor_study.engines.lanes import program as scalar
+from xor_study.engines.lanes.llvm import LANES, Loop, NotCompilable, empty, text
 from xor_study.engines.lanes.native import Kernel
 from xor_study.engines.lanes.trace import trace
-from xor_study.optimizers import Optimizer
+from xor_study.losses import LOSSES
+from xor_study.optimizers import CLIPPINGS, OPTIMIZERS, Optimizer
 from xor_study.outcome import (
     Detail,
     Gathered,
@@ -78,9 +86,8 @@ def check(cohort: Cohort) -> None:
         raise NotCompilable(f"engine=lanes: {reason}")
 
 
-@lru_cache(maxsize=256)
-def _traced(key: _Key) -> tuple[Loop, str]:
-    """Return the loop of all cohorts with this key, and its text."""
+def _trace(key: _Key) -> tuple[Loop, scalar.Program]:
+    """Return the loop of all cohorts with this key, and what it computes."""
     program, dtype = key.program, key.program.x1.dtype
     kind = str(dtype).removeprefix("torch.")
     entries: dict[str, int] = {"parameter": program.width, **dict.fromkeys(program.optimizer.state, program.width)}
@@ -120,19 +127,42 @@ def _traced(key: _Key) -> tuple[Loop, str]:
     for name, number in traced.outputs.items():
         field = name.rpartition(".")[0]
         fields[field] = (traced.statements[number].type, fields.get(field, ("", 0))[1] + 1)
-    numbers = {f"{group}.{name}": (kind, 1) for group, name in key.numbers}
+    own = {f"{group}.{name}": (kind, 1) for group, name in key.numbers}
     recorded = [*_RECORDED, *(Observation._fields[1:] if key.every_step else ()), *(_SNAPSHOT if key.snapshots else ())]
-    loop = Loop(
-        traced,
-        kind,
-        layout(fields, LANES[kind]),
-        layout({"key": ("int64", 1)} | numbers, LANES[kind]),
-        schedules,
-        tuple(recorded),
-        _SUMMED,
-        key.batch,
-    )
-    return loop, text(loop)
+    loop = Loop(kind, fields, {"key": ("int64", 1)} | own, schedules, tuple(recorded), _SUMMED, key.batch)
+    return loop, traced
+
+
+@lru_cache(maxsize=256)
+def _traced(key: _Key) -> tuple[Loop, str]:
+    """Return the loop of all cohorts with this key and its text, from the cache if they are there."""
+    path = None if key.name is None else native.place(key.name, sources(), torch.__version__, suffix=".json")
+    kept = native.read(path)
+    if kept is not None:
+        described = json.loads(kept)
+        return Loop(**described["loop"]), described["text"]
+    loop, program = _trace(key)
+    module = text(loop, program)
+    native.keep(path, json.dumps({"loop": asdict(loop), "text": module}).encode())
+    return loop, module
+
+
+@cache
+def sources() -> str:
+    """Return a hash of all of this package's code: what was traced with other code is not used."""
+    digest = hashlib.sha256()
+    package = Path(__file__).resolve().parents[2]
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _named(catalogue: Catalogue[Any], entry: Any) -> str | None:
+    """Return the name of a catalogue's entry if it is this package's own, whose code `sources` knows."""
+    for name, known in catalogue.items():
+        if known is entry and catalogue.module(name).startswith("xor_study."):
+            return name
+    return None
 
 
 @dataclass(frozen=True)
@@ -140,14 +170,16 @@ class _Key:
     """What cohorts share that share a loop.
 
     Attributes:
-        identity: all of `program` that decides what is computed, hashable.
-        program: one of those with this identity.
+        program: one of those that are alike.
+        choices: what they share, hashable: the functions themselves.
+        name: the same as a text that is the same in other processes, or None where a function is not this package's.
         numbers: which parameters differ between runs, as (group, name).
         batch, every_step, snapshots: see `Loop` and `Detail`.
     """
 
-    identity: tuple[Any, ...]
     program: Program
+    choices: tuple[Any, ...]
+    name: str | None
     numbers: tuple[tuple[str, str], ...]
     batch: int | None
     every_step: bool
@@ -157,21 +189,27 @@ class _Key:
     def of(cls, cohort: Cohort, detail: Detail) -> _Key:
         program = cohort.program
         network = program.network
-        identity = (
-            program.width,
-            program.x1.dtype,
-            network.hidden_activation,
-            network.output_activation,
-            *(program.loss, program.optimizer, program.clip, program.batch),
+        chosen: list[tuple[Catalogue[Any], Any]] = [
+            (HIDDEN_ACTIVATIONS, network.hidden_activation),
+            (OUTPUT_ACTIVATIONS, network.output_activation),
+            (LOSSES, program.loss),
+            (OPTIMIZERS, program.optimizer),
+            (CLIPPINGS, program.clip),
+        ]
+        shared = (
+            *(program.width, str(program.x1.dtype), program.batch),
             *((group, *values.items()) for group, values in program.constants.items()),
         )
         numbers = tuple((group, name) for group, values in cohort.numbers.items() for name in values)
         batches = cohort.batches
         batch = None if batches.given is not None else 0 if batches.seeds is None else batches.size
-        return cls(identity, program, numbers, batch, detail.every_step, bool(detail.snapshots))
+        kind = (numbers, batch, detail.every_step, bool(detail.snapshots))
+        names = [_named(catalogue, entry) for catalogue, entry in chosen]
+        name = None if None in names else repr((names, shared, kind))
+        return cls(program, (*(entry for _, entry in chosen), *shared), name, *kind)
 
     def _told(self) -> tuple[Any, ...]:
-        return (self.identity, self.numbers, self.batch, self.every_step, self.snapshots)
+        return (self.choices, self.numbers, self.batch, self.every_step, self.snapshots)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Key) and self._told() == other._told()
@@ -187,6 +225,11 @@ def traced(cohort: Cohort, detail: Detail) -> tuple[Loop, str]:
         NotCompilable: if an operation is not known.
     """
     return _traced(_Key.of(cohort, detail))
+
+
+def program_of(cohort: Cohort, detail: Detail) -> scalar.Program:
+    """Return what one lane computes in a step of a cohort, to be printed and read."""
+    return _trace(_Key.of(cohort, detail))[1]
 
 
 @lru_cache(maxsize=256)
@@ -333,7 +376,7 @@ class _Group:
         own = {name: values[members] for name, values in cohort.numbers["optimizer"].items()}
         columns = {name: torch.from_numpy(values).to(parameters)[:, None] for name, values in own.items()}
         for name, value in program.optimizer.init(parameters, **constants, **columns).items():
-            if name in (self.loop.state.names or ()):
+            if name in self.loop.state_fields:
                 self.state[name] = self._lanes(value)
         for name, start in start_of_accumulation(parameters.dtype).items():
             self.state[name] = start.item()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,6 @@ from xor_study.engines.lanes.program import (
 LANES = {"float32": 16, "float64": 8}
 """Networks in a block: what fills the widest registers there are; narrower ones take a block in parts."""
 
-MOST_STATEMENTS = 12_000
-"""Of a program; beyond, compiling takes minutes."""
-
 _TYPES = {"float32": "float", "float64": "double", "int32": "i32", "int64": "i64", BOOL: "i1"}
 _BINARY = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv", "iadd": "add", "isub": "sub"}
 _SAME = ("and", "or", "xor", "shl", "ashr", "lshr")
@@ -49,14 +47,15 @@ class NotCompilable(StudyError):  # noqa: N818  # it says what a program is, and
 
 @dataclass(frozen=True)
 class Loop:
-    """A program with where its inputs come from and where its outputs go.
+    """Where a program's inputs come from and where its outputs go.
+
+    Its inputs are "field.index" of the fields below, "count.corner" and "step.0".
 
     Attributes:
-        program: has inputs "field.index" of the fields below, and "count.corner" and "step".
         dtype: of the networks.
-        state: what is carried from step to step: fields of shape (n, lanes); the program's outputs of the same names
-            are their next values.
-        numbers: what is fixed for each network, likewise.
+        state_fields: what is carried from step to step: type and number n of entries by name; the program's outputs of
+            the same names are their next values.
+        number_fields: what is fixed for each network, likewise.
         schedule: names of what depends on the step alone.
         recorded: fields of the state that are handed out at the end of each segment of steps.
         summed: those of them that start from 0 again in each segment.
@@ -64,10 +63,9 @@ class Loop:
             given step by step, or 0 if they are not used.
     """
 
-    program: Program
     dtype: str
-    state: np.dtype[Any]
-    numbers: np.dtype[Any]
+    state_fields: Mapping[str, tuple[str, int]]
+    number_fields: Mapping[str, tuple[str, int]]
     schedule: tuple[str, ...]
     recorded: tuple[str, ...]
     summed: tuple[str, ...]
@@ -78,19 +76,26 @@ class Loop:
         """Networks in a block."""
         return LANES[self.dtype]
 
+    @cached_property
+    def state(self) -> np.dtype[Any]:
+        """One block's state, each field of shape (n, lanes)."""
+        return layout(self.state_fields, self.lanes)
+
+    @cached_property
+    def numbers(self) -> np.dtype[Any]:
+        """One block's numbers."""
+        return layout(self.number_fields, self.lanes)
+
     @property
     def table(self) -> tuple[str, ...]:
         """Inputs that depend on the step and are the same for all networks."""
         counts = tuple(f"count.{corner}" for corner in range(4)) if self.batch is None else ()
         return (*counts, *(f"schedule.{name}.0" for name in self.schedule))
 
-    @property
+    @cached_property
     def record(self) -> np.dtype[Any]:
         """One block's record of one segment."""
-        fields = self.state.fields
-        assert fields is not None
-        formats = {name: fields[name][0] for name in self.recorded}
-        return layout({name: (kind.base.name, kind.shape[0]) for name, kind in formats.items()}, self.lanes)
+        return layout({name: self.state_fields[name] for name in self.recorded}, self.lanes)
 
 
 LINE = 64
@@ -101,7 +106,7 @@ def layout(fields: Mapping[str, tuple[str, int]], lanes: int) -> np.dtype[Any]:
     """Return the layout of one block: a field of shape (n, lanes) for each name, from its type and n."""
     wide_first = sorted(fields.items(), key=lambda item: -np.dtype(item[1][0]).itemsize)
     packed = np.dtype([(name, kind, (count, lanes)) for name, (kind, count) in wide_first])
-    places = packed.fields or {}
+    places: Mapping[str, Any] = packed.fields or {}
     names = list(places)
     formats, offsets = [places[name][0] for name in names], [places[name][1] for name in names]
     size = -(-packed.itemsize // LINE) * LINE
@@ -242,11 +247,11 @@ class _Writer:
         assert op == "convert"
         return self.let(f"{_conversion(kinds[0], kind)} {given} {operands[0]} to {vector}")
 
-    def body(self) -> None:
+    def body(self, program: Program) -> None:
         """Write one step: all statements, each of the state's next values stored as soon as it can be."""
         if self.loop.batch:
             self.draw(self.loop.batch, self.loop.dtype)
-        program = lowered(self.loop.program)
+        program = lowered(program)
         stores = _stores(program)
         loaded: dict[Number, int] = {}
         for number, statement in enumerate(program.statements):
@@ -265,15 +270,13 @@ class _Writer:
 
     def in_state(self, name: str) -> bool:
         """Return whether an input is of the state."""
-        return name.rpartition(".")[0] in (self.loop.state.names or ())
+        return name.rpartition(".")[0] in self.loop.state_fields
 
     def hand_out(self) -> None:
         """Write the end of a segment: copy what is recorded, start sums again."""
         loop, record = self.loop, self.loop.record
-        assert loop.state.fields is not None
         for field in loop.recorded:
-            kind = loop.state.fields[field][0]
-            for index in range(kind.shape[0]):
+            for index in range(loop.state_fields[field][1]):
                 name = f"{field}.{index}"
                 value = self.load("%state", loop.state, name)
                 address, vector, align = self.field("%record", record, name)
@@ -360,18 +363,15 @@ exit:
 """
 
 
-def text(loop: Loop) -> str:
+def text(loop: Loop, program: Program) -> str:
     """Return the module as LLVM's intermediate representation.
 
     Its function takes pointers to the blocks' states (twice, so that LLVM loads anew what has been pushed out of the
     registers), their numbers, the table of what depends on the step, the steps at which segments end, and the blocks'
     records; then how many blocks there are, how many steps they have made, and how many segments follow.
-
-    Raises:
-        NotCompilable: if the program is too long.
     """
     writer = _Writer(loop)
-    writer.body()
+    writer.body(program)
     body, writer.lines = writer.lines, []
     writer.hand_out()
     function = _FRAME.format(

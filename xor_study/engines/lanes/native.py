@@ -71,17 +71,19 @@ def cache_folder() -> Path | None:
     return (Path(base) if base else Path.home() / ".cache") / "xor_study"
 
 
-def place(text: str) -> Path | None:
-    """Return where a module's machine code is kept: under a name made of all that it depends on."""
+def place(*parts: str, suffix: str) -> Path | None:
+    """Return where something is kept: under a name made of all that it depends on."""
     folder = cache_folder()
-    if folder is None:
-        return None
-    parts = (text, *_target(), llvmlite.__version__, str(llvm.llvm_version_info))
-    return folder / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}.o"
+    return folder and folder / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}{suffix}"
+
+
+def place_of_code(text: str) -> Path | None:
+    """Return where a module's machine code is kept."""
+    return place(text, *_target(), llvmlite.__version__, str(llvm.llvm_version_info), suffix=".o")
 
 
 def read(path: Path | None) -> bytes | None:
-    """Return the object code in a file, or None if it is not whole."""
+    """Return what is kept in a file, or None if it is not there or not whole."""
     try:
         content = path.read_bytes() if path is not None else b""
     except OSError:
@@ -90,8 +92,8 @@ def read(path: Path | None) -> bytes | None:
     return code if mark == _MARK and hashlib.sha256(code).digest() == digest else None
 
 
-def _keep(path: Path | None, code: bytes) -> None:
-    """Write object code to a file, whole or not at all; a cache that can't be written is no cache."""
+def keep(path: Path | None, code: bytes) -> None:
+    """Write to a file, whole or not at all; a cache that can't be written is no cache."""
     if path is None:
         return
     try:
@@ -105,12 +107,12 @@ def _keep(path: Path | None, code: bytes) -> None:
 
 def object_code(text: str) -> bytes:
     """Return the machine code of a module, from the cache if it is there."""
-    path = place(text)
+    path = place_of_code(text)
     code = read(path)
     if code is None:
         with _as_written():
             code = bytes(_machine().emit_object(llvm.parse_assembly(text)))
-        _keep(path, code)
+        keep(path, code)
     return code
 
 

@@ -270,7 +270,7 @@ def _function(name: str) -> Callable[[_Scalar], _Scalar]:
 _exp, _expm1, _log1p, _erf = (_function(name) for name in ("exp", "expm1", "log1p", "erf"))
 
 
-def _clamp(x: Any, low: Any = None, high: Any = None) -> _Scalar:
+def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
     """Return x cut off at both ends; NaN stays."""
     x = x if low is None else (x < low).where(low, x)
     return x if high is None else (x > high).where(high, x)
