@@ -85,7 +85,7 @@ def test_a_sweep_leaves_one_sorted_table(call: Call, tmp_path: Path) -> None:
         assert line.split()[:3] == [optimizer, f"{lr:g}", "20"]
         assert f"{counts.get('solved', 0)} (" in line or "solved" not in counts
     assert "160 runs: many/runs.csv" in out
-    one = train(RunSpec(optimizer="adam", lr=0.1, seed=7, epochs=2, iterations=30), engine="vmap")
+    one = train(RunSpec(optimizer="adam", lr=0.1, seed=7, epochs=2, iterations=30), engine="lanes")
     row = table[table["run_id"] == one.runs["run_id"].iloc[0]].iloc[0]
     assert row["final_loss"] == one.runs["final_loss"].iloc[0]
     with np.load(tmp_path / "many/losses.npz", allow_pickle=False) as arrays:

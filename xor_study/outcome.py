@@ -100,7 +100,7 @@ class Recorder:
     _snapshots: dict[int, Snapshot] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        device = self.cohort.parameters.device
+        device = self.cohort.program.x1.device
         self._steps = log_spaced(self.cohort.steps)
         self._tail = tail_length(self.cohort.steps)
 

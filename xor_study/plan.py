@@ -30,7 +30,7 @@ from yaml import YAMLError
 from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.catalogue import StudyError, show, suggestion
 from xor_study.engines import check_device, check_engine
-from xor_study.spec import DECLARED, GROUPS, KEYS, OWN, key_of, run_ids, table_of
+from xor_study.spec import DECLARED, FIELDS, GROUPS, KEYS, OWN, distinct_rows, key_of, plain, table_of
 
 CONFIG_NAME = "config"
 SETTINGS = ("engine", "device", "threads", "log")
@@ -216,8 +216,10 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
         if len(told) > 1:
             raise StudyError(f"{name}: the grids of a study must agree on it, not have {', '.join(map(show, told))}")
     axes = tuple(dict.fromkeys(axis for grid in grids for axis in grid.axes))
-    table = pd.concat([grid.table for grid in grids], ignore_index=True)
-    distinct = table[~run_ids(table).duplicated()].reset_index(drop=True)
+    table = table_of(pd.concat([grid.table.apply(plain) for grid in grids])) if len(grids) > 1 else grids[0].table
+    cells, _ = distinct_rows(table[field] for field in FIELDS if field != "seed")
+    twice = pd.DataFrame({"cell": cells, "seed": table["seed"]}).duplicated()
+    distinct = table[~twice].reset_index(drop=True) if twice.any() else table
     check_device(grids[0].device)
     check_log(grids[0].log, sweep)
     check_engine(grids[0].engine, grids[0].device, grids[0].threads)
@@ -292,10 +294,14 @@ def _grid(loader: ConfigLoader, overrides: Sequence[str], sweep: bool, config_na
     group_axes = [key for key in axes if key in CHOICES]
     value_axes = {key: axes[key] for key in axes if key not in CHOICES}
     strides = _strides(axes)
+    combinations = list(itertools.product(*(enumerate(axes[key]) for key in group_axes)))
+    configs = [
+        _compose(loader, config_name, fixed, {key: v for key, (_, v) in zip(group_axes, combination, strict=True)})
+        for combination in combinations
+    ]
+    seeds = None if any(_references(config, axes) for config in configs) else value_axes.pop("seed", None)
     frames, places, settings = [], [], {}
-    for combination in itertools.product(*(enumerate(axes[key]) for key in group_axes)):
-        chosen = {key: value for key, (_, value) in zip(group_axes, combination, strict=True)}
-        config = _compose(loader, config_name, fixed, chosen)
+    for config, combination in zip(configs, combinations, strict=True):
         values = values_of(config)
         settings = {name: values.pop(name) for name in SETTINGS}
         frames.append(_expand(config, values, value_axes))
@@ -303,8 +309,14 @@ def _grid(loader: ConfigLoader, overrides: Sequence[str], sweep: bool, config_na
         for key, given in value_axes.items():
             place = (place[:, None] + strides[key] * np.arange(len(given))).reshape(-1)
         places.append(place)
-    table = table_of(pd.concat(frames, ignore_index=True))
-    table = table.iloc[np.argsort(np.concatenate(places))].reset_index(drop=True)
+    table, place = table_of(pd.concat(frames, ignore_index=True)), np.concatenate(places)
+    if seeds is not None:  # they differ in nothing that is to be checked again
+        for seed in seeds if not all(type(seed) is int for seed in seeds) else (min(seeds), max(seeds)):
+            OWN["seed"].check(seed, "seed")
+        place = (place[:, None] + strides["seed"] * np.arange(len(seeds))).reshape(-1)
+        table = table.take(np.repeat(np.arange(len(table)), len(seeds)))
+        table["seed"] = np.tile(np.array(seeds, np.int64), len(table) // len(seeds))
+    table = table.take(np.argsort(place)).reset_index(drop=True)
     varied = tuple(key for key, given in axes.items() if len(given) > 1)
     return Plan(table, varied, **settings, duplicates=0)
 
@@ -421,10 +433,7 @@ def _interpolated(
     config: DictConfig, axes: Mapping[str, Sequence[Any]], columns: Mapping[str, list[Any]], rows: int
 ) -> dict[str, list[Any]]:
     """Return the columns of values that refer to others (`${...}`), resolved after the axes are laid over them."""
-    raw = {
-        KEYS[key]: value for key, value in _leaves(config) if key in KEYS and isinstance(value, str) and "${" in value
-    }
-    raw = {field: text for field, text in raw.items() if key_of(field) not in axes}
+    raw = _references(config, axes)
     if not raw:
         return {}
     result: dict[str, list[Any]] = {field: [] for field in raw}
@@ -441,6 +450,12 @@ def _interpolated(
         for field in raw:
             result[field].append(seen[combination][field])
     return result
+
+
+def _references(config: DictConfig, axes: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+    """Return the values that refer to others, as they are written, by field."""
+    leaves = [(key, value) for key, value in _leaves(config) if key in KEYS and key not in axes]
+    return {KEYS[key]: value for key, value in leaves if isinstance(value, str) and "${" in value}
 
 
 def _leaves(config: DictConfig) -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ import io
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from xor_study.catalogue import StudyError
 from xor_study.data import CORNERS
@@ -100,8 +101,30 @@ def runs_table(result: Result) -> pd.DataFrame:
 
 def write_table(path: Path, table: pd.DataFrame) -> Path:
     """Write a table as CSV: None and <NA> as empty cells, NaN and infinity of a float column as `nan` and `inf`."""
-    text = table.apply(lambda column: column.astype(float).map(repr) if column.dtype.kind == "f" else column)
-    return write_atomically(path, lambda stream: stream.write(text.to_csv(index=False, lineterminator="\n").encode()))
+    columns = [_texts(table[name]) for name in table.columns]
+
+    def write(stream: IO[bytes]) -> None:
+        text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+        text.write(",".join(map(_quoted, table.columns)) + "\n")
+        text.writelines(f"{line}\n" for line in map(",".join, zip(*columns, strict=True)))
+        text.detach()
+
+    return write_atomically(path, write)
+
+
+def _texts(column: pd.Series[Any]) -> Iterable[str]:
+    """Return a column as it is written: floats by `repr`, None as nothing; what stands often is made a text once."""
+    if column.dtype.kind == "f" and not isinstance(column.dtype, pd.api.extensions.ExtensionDtype):
+        return map(repr, column.astype(float).tolist())
+    codes, distinct = pd.factorize(column)
+    texts = np.array([*(_quoted(value) for value in distinct.tolist()), ""], dtype=object)  # the last for code -1
+    return [texts[0]] * len(column) if len(texts) == 2 and codes.min() == 0 else texts[codes].tolist()
+
+
+def _quoted(value: Any) -> str:
+    """Return a value as one cell of a CSV file (RFC 4180)."""
+    text = repr(value) if isinstance(value, float) else str(value)
+    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text
 
 
 def read_runs(folder: Path) -> pd.DataFrame:
@@ -113,7 +136,7 @@ def read_runs(folder: Path) -> pd.DataFrame:
 def read_losses(folder: Path) -> pd.DataFrame:
     """Return the recorded losses of a folder's runs: columns are step numbers, the index is run_id."""
     with np.load(folder / LOSSES, allow_pickle=False) as arrays:
-        return pd.DataFrame(arrays["losses"], index=arrays["run_id"], columns=arrays["steps"])
+        return pd.DataFrame(arrays["losses"].astype(np.float64), index=arrays["run_id"], columns=arrays["steps"])
 
 
 def write_result(folder: Path, result: Result) -> None:
@@ -121,11 +144,18 @@ def write_result(folder: Path, result: Result) -> None:
     arrays: dict[str, Any] = {
         "run_id": result.runs["run_id"].to_numpy(dtype=str),
         "steps": result.losses.columns.to_numpy(),
-        "losses": result.losses.to_numpy(),
+        "losses": _small(result.losses.to_numpy()),
         "epoch_losses": result.epoch_losses.to_numpy(),
     }
-    write_atomically(folder / LOSSES, lambda stream: np.savez_compressed(stream, **arrays))
+    write_atomically(folder / LOSSES, lambda stream: np.savez(stream, **arrays))
     write_table(folder / RUNS, runs_table(result))
+
+
+def _small(values: NDArray[np.float64]) -> NDArray[Any]:
+    """Return numbers in float32 if none of them needs more, as the losses of float32 runs."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float32)
+    return half if np.array_equal(half, values, equal_nan=True) else values
 
 
 def write_weights(folder: Path, result: Result) -> None:

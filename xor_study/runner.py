@@ -10,8 +10,9 @@ import torch
 
 from xor_study import figures, records, terminal
 from xor_study.data import CORNERS
-from xor_study.engines import Result, train
+from xor_study.engines import Result, train_table
 from xor_study.losses import LOSSES
+from xor_study.outcome import Detail
 
 GRID, MARGIN = 200, 0.25
 """Points along each axis of the decision boundary's picture, and how far it reaches beyond the corners."""
@@ -24,7 +25,8 @@ def run_one(
     folder.mkdir(parents=True, exist_ok=True)
     records.git_commit()  # asked now, while the files are those that were loaded
     with terminal.progress_bar(1) as follow, terminal.notes():
-        result = train(table, engine=engine, device=device, threads=threads, every_step=True, progress=follow)
+        how = {"engine": engine, "device": device, "threads": threads, "progress": follow}
+        result = train_table(table, Detail(every_step=True), **how)
     assert result.history is not None
     run = result.runs.iloc[0]
     title = f"{run['optimizer']}, lr {run['lr']:g}, seed {run['seed']}: {run['outcome']}"
@@ -59,7 +61,8 @@ def run_sweep(
     if duplicates:
         terminal.console().print(f"note: {duplicates} of {len(table) + duplicates} runs stood twice and run once")
     with terminal.progress_bar(len(table)) as follow, terminal.notes():
-        result = train(table, engine=engine, device=device, threads=threads, progress=follow)
+        how = {"engine": engine, "device": device, "threads": threads, "progress": follow}
+        result = train_table(table, Detail(), **how)
     records.write_result(folder, result)
     terminal.show_sweep(result.runs, axes, folder / records.RUNS)
     return result

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.catalogue import (
@@ -282,11 +283,51 @@ def table_of(runs: Iterable[RunSpec] | pd.DataFrame) -> pd.DataFrame:
             rows = pd.DataFrame({name: given[name] for name in names if name in given}, dtype=object)
             replaced = pd.DataFrame([_without_presets(row) for row in rows.to_dict("records")], dtype=object)
             given |= {str(name): replaced[name] for name in replaced}
+    own = [column for field, column in given.items() if field != "seed"]
+    types = [column.map(type) for column in own if column.dtype == object]  # True is not 1
+    cell_of, firsts = distinct_rows([*own, *types])
+    cells = _checked_cells({field: column.take(firsts).reset_index(drop=True) for field, column in given.items()})
+    table = cells.take(cell_of).reset_index(drop=True)
+    if "seed" in given:
+        table["seed"] = _seeds(given["seed"])
+    return table
+
+
+def distinct_rows(columns: Iterable[pd.Series[Any]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return which distinct row each row of some columns is, numbered as they appear, and where each appears first."""
+    numbers = np.zeros(1, np.intp)
+    for column in columns:
+        numbers = numbers if len(numbers) > 1 else np.zeros(len(column), np.intp)
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            codes, count = column.cat.codes.to_numpy().astype(np.intp) + 1, len(column.cat.categories) + 1
+        elif column.dtype.kind in "if" and (column.to_numpy() == column.iloc[0]).all():
+            continue
+        else:
+            codes, distinct = pd.factorize(column, use_na_sentinel=False)
+            count = len(distinct)
+        if codes.min() < codes.max():
+            numbers = pd.factorize(numbers * count + codes)[0]
+    return numbers, np.flatnonzero(~pd.Series(numbers).duplicated().to_numpy())
+
+
+def _seeds(given: pd.Series[Any]) -> NDArray[np.int64]:
+    """Return checked seeds."""
+    if given.dtype == np.int64:
+        for extreme in (given.min(), given.max()):
+            OWN["seed"].check(int(extreme), "seed")
+        return given.to_numpy()
+    return _column("seed", given, pd.Series("", index=given.index)).to_numpy(np.int64)
+
+
+def _checked_cells(given: Mapping[str, pd.Series[Any]]) -> pd.DataFrame:
+    """Return a checked table of the rows that differ in more than their seed, in compact types."""
     table: dict[str, pd.Series[Any]] = {}
+    rows = len(next(iter(given.values())))
     for field in FIELDS:
         decisive = _group(field)
-        choices = table[decisive] if decisive else pd.Series("", index=range(len(runs)))
-        table[field] = _column(field, given.get(field), choices)
+        choices = table[decisive] if decisive else pd.Series("", index=range(rows))
+        column = None if field == "seed" else given.get(field)
+        table[field] = _column(field, column, choices)
     result = pd.DataFrame(table)
     for field in _OF_A_PROGRAM:
         if field in given:
@@ -294,7 +335,23 @@ def table_of(runs: Iterable[RunSpec] | pd.DataFrame) -> pd.DataFrame:
                 _check_representable(field, pd.to_numeric(numbers, errors="coerce").astype(float).max(), str(dtype))
     for values in result[list(_TOGETHER)].drop_duplicates().to_dict("records"):
         _check_together({str(field): value for field, value in values.items()})
-    return result
+    return pd.DataFrame({field: _compact(column) for field, column in table.items()})
+
+
+def _compact(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Return a column as numbers, with NaN where a number is missing, or else as categories."""
+    known = column.dropna()
+    if len(known) and all(isinstance(value, float) for value in known):
+        return column.astype(np.float64)
+    return column.astype("category") if column.dtype == object or column.dtype == "str" else column
+
+
+def plain(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Return a column of a checked table with values as one would write them: None where one is missing."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        values = np.array([*column.cat.categories, None], dtype=object)
+        return pd.Series(values[column.cat.codes.to_numpy()], index=column.index, name=column.name, dtype=object)
+    return column.astype(object).where(column.notna(), None) if column.isna().any() else column
 
 
 def _column(field: str, given: pd.Series[Any] | None, choices: pd.Series[Any]) -> pd.Series[Any]:
@@ -339,12 +396,10 @@ def _identity(text: str, seed: int) -> str:
 
 def run_ids(table: pd.DataFrame) -> pd.Series[str]:
     """Return the identity of each row of a checked table."""
-    cell_fields = [field for field in FIELDS if field != "seed"]
-    cells = table.groupby(cell_fields, dropna=False, sort=False).ngroup()
-    firsts = table[~cells.duplicated()]
+    cell_of, firsts = distinct_rows(table[field] for field in FIELDS if field != "seed")
     texts = [
-        _identity_text({str(k): None if pd.isna(v) else v for k, v in row.items()}) for row in firsts.to_dict("records")
+        _identity_text({str(k): None if pd.isna(v) else v for k, v in row.items()})
+        for row in table.take(firsts).to_dict("records")
     ]
-    by_cell = dict(zip(cells[firsts.index], texts, strict=True))
-    ids = [_identity(by_cell[cell], seed) for cell, seed in zip(cells, table["seed"], strict=True)]
+    ids = [_identity(texts[cell], seed) for cell, seed in zip(cell_of.tolist(), table["seed"].tolist(), strict=True)]
     return pd.Series(ids, index=table.index, name="run_id", dtype=object)

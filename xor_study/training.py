@@ -6,8 +6,9 @@ corners instead of the batch: the mean over a batch of random bits is a sum over
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from xor_study.initializers import INITIALIZERS
 from xor_study.losses import LOSSES, Loss
 from xor_study.network import XORNetwork, empty_network
 from xor_study.optimizers import CLIPPINGS, OPTIMIZERS, Clipping, Number, Optimizer, Schedule, State
-from xor_study.spec import DECLARED, OWN, parameters_of_group
+from xor_study.spec import DECLARED, OWN, distinct_rows, parameters_of_group
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -178,7 +179,7 @@ class Cohort:
         rows: their places in the table they come from.
         epochs, iterations: the steps they take.
         numbers: what differs between them, by group and name, shape (runs,), float64.
-        parameters: their initial parameters, shape (runs, width), of the program's dtype and device.
+        initial: (members) -> their initial parameters, shape (members, width), of the program's dtype and device.
         batches: of the same runs in the same order.
     """
 
@@ -187,7 +188,7 @@ class Cohort:
     epochs: int
     iterations: int
     numbers: Mapping[str, Mapping[str, NDArray[np.float64]]]
-    parameters: Tensor
+    initial: Callable[[NDArray[np.intp]], Tensor]
     batches: Batches
 
     @property
@@ -249,9 +250,21 @@ def cohorts(
         )
         epochs, iterations = int(first["epochs"]), int(first["iterations"])
         own_batches.check_steps(epochs * iterations)
-        start = initial_parameters(members) if initial is None else _given(initial, rows, len(table), network)
-        flat = torch.cat([start[name].reshape(len(rows), -1) for name, _ in network.named_parameters()], dim=1)
-        yield Cohort(program, rows, epochs, iterations, numbers, flat.to(device=device, dtype=dtype), own_batches)
+        given = None if initial is None else _given(initial, rows, len(table), network)
+        start = partial(_start, members, network, given)
+        yield Cohort(program, rows, epochs, iterations, numbers, start, own_batches)
+
+
+def _start(
+    table: pd.DataFrame, network: XORNetwork, given: Mapping[str, Tensor] | None, members: NDArray[np.intp]
+) -> Tensor:
+    """Return the initial parameters of some rows of a table, (members, width), as `network` has them."""
+    if given is None:
+        start: Mapping[str, Tensor] = initial_parameters(table.take(members))
+    else:
+        start = {name: value[torch.from_numpy(members)] for name, value in given.items()}
+    flat = torch.cat([start[name].reshape(len(members), -1) for name, _ in network.named_parameters()], dim=1)
+    return flat.to(network.output.bias)
 
 
 def initial_parameters(table: pd.DataFrame) -> dict[str, Tensor]:
@@ -286,7 +299,7 @@ def initial_parameters(table: pd.DataFrame) -> dict[str, Tensor]:
 
 def _places(keys: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
     """Yield the places of the rows that are equal, for each distinct row in the order of its first."""
-    groups = keys.groupby(list(keys.columns), dropna=False, sort=False).ngroup().to_numpy()
+    groups, _ = distinct_rows(keys[column] for column in keys)
     order = np.argsort(groups, kind="stable")
     yield from np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xor_study import spec
 from xor_study.catalogue import StudyError, show, suggestion
 from xor_study.data import CORNERS, Batches
 from xor_study.engines import lanes, plain, vmap
@@ -169,11 +170,26 @@ def train(
         StudyError: if anything asked for is not possible; nothing has been trained then.
     """
     table = table_of([runs] if isinstance(runs, RunSpec) else runs)
+    how = {"engine": engine, "device": device, "threads": threads, "progress": progress}
+    return train_table(table, Detail(every_step, frozenset(snapshots)), batches=batches, initial=initial, **how)
+
+
+def train_table(
+    table: pd.DataFrame,
+    detail: Detail,
+    *,
+    engine: str = AUTO,
+    device: str = "cpu",
+    threads: int | None = None,
+    batches: tuple[Any, Any] | None = None,
+    initial: Mapping[str, Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Do what `train` does with a table that `spec.table_of` has checked."""
     check_engine(engine, device, threads)
     given = Batches.explicit(*batches) if batches is not None else None
     groups = list(cohorts(table, check_device(device), given, initial))
     state = Progress(len(table), int((table["epochs"] * table["iterations"]).sum()))
-    detail = Detail(every_step, frozenset(snapshots))
     longest = int((table["epochs"] * table["iterations"]).max())
     for step in detail.snapshots:
         if not 1 <= step <= longest:
@@ -253,7 +269,8 @@ class _Collection:
         order = np.argsort(np.concatenate([rows for rows, _ in self.pieces]), kind="stable")
         measures = pd.concat([recorded.measures for _, recorded in self.pieces], ignore_index=True).iloc[order]
         runs = pd.concat(
-            [self.ids, self.table[FIELDS].rename(columns=key_of), measures.reset_index(drop=True)], axis=1
+            [self.ids, self.table[FIELDS].apply(spec.plain).rename(columns=key_of), measures.reset_index(drop=True)],
+            axis=1,
         ).assign(engine=self.engines, device=device)
         losses = self._wide({id(r): (r.steps, r.losses) for _, r in self.pieces}, "step")
         epochs = self._wide(

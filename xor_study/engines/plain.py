@@ -39,7 +39,7 @@ def _train_one(cohort: Cohort, member: int, detail: Detail, progress: Callable[[
     take_steps = _trainer(cohort, member, network, recorder)
     for first in range(1, cohort.steps + 1, CHUNK):
         steps = range(first, min(first + CHUNK, cohort.steps + 1))
-        with _default_dtype(cohort.parameters.dtype):
+        with _default_dtype(cohort.program.x1.dtype):
             noted = list(take_steps(steps))
         columns = (torch.stack(column)[:, None] for column in zip(*noted, strict=True))
         recorder.add(steps, Observation(*columns))
@@ -62,7 +62,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def _network(cohort: Cohort, member: int) -> XORNetwork:
     network = copy.deepcopy(cohort.program.network)
-    nn.utils.vector_to_parameters(cohort.parameters[member].clone(), network.parameters())
+    nn.utils.vector_to_parameters(cohort.initial(np.array([member]))[0], network.parameters())
     return network.requires_grad_(True)
 
 

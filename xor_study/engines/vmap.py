@@ -57,7 +57,7 @@ class _Block:
 
     def __init__(self, cohort: Cohort, members: np.ndarray) -> None:
         self.cohort, self.members = cohort, members
-        self.parameters = cohort.parameters[torch.from_numpy(members)]
+        self.parameters = cohort.initial(members)
         constants = cohort.program.constants["optimizer"]
         own = {name: self._tensor(values[members]) for name, values in cohort.numbers["optimizer"].items()}
         columns = {name: values[:, None] for name, values in own.items()}

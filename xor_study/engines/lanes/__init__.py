@@ -370,7 +370,7 @@ class _Group:
 
     def _fill(self, members: NDArray[np.intp]) -> None:
         cohort, program = self.cohort, self.cohort.program
-        parameters = cohort.parameters[torch.from_numpy(members)]
+        parameters = cohort.initial(members)
         self.state["parameter"] = self._lanes(parameters)
         constants = program.constants["optimizer"]
         own = {name: values[members] for name, values in cohort.numbers["optimizer"].items()}
