@@ -122,7 +122,7 @@ def test_an_infinity_that_passes_is_not_forgotten(engine: str) -> None:
 )
 def test_the_loss_of_an_answer_at_the_threshold(fields: dict[str, object], expected: float) -> None:
     (cohort,) = cohorts(table_of([RunSpec(**fields)]))
-    assert threshold_losses(cohort) == pytest.approx([expected])
+    assert threshold_losses(cohort, np.arange(1)) == pytest.approx([expected])
 
 
 def test_log_spaced_steps_are_the_same_for_every_length() -> None:

@@ -89,7 +89,7 @@ def test_a_sweep_leaves_one_sorted_table(call: Call, tmp_path: Path) -> None:
     row = table[table["run_id"] == one.runs["run_id"].iloc[0]].iloc[0]
     assert row["final_loss"] == one.runs["final_loss"].iloc[0]
     with np.load(tmp_path / "many/losses.npz", allow_pickle=False) as arrays:
-        place = arrays["run_id"].tolist().index(row["run_id"])
+        place = arrays["run_id"].astype(str).tolist().index(row["run_id"])
         np.testing.assert_array_equal(arrays["losses"][place], one.losses.iloc[0])
         np.testing.assert_array_equal(arrays["epoch_losses"][place], one.epoch_losses.iloc[0])
         assert arrays["steps"].tolist() == one.losses.columns.tolist()

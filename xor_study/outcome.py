@@ -32,15 +32,15 @@ def log_spaced(steps: int) -> NDArray[np.int64]:
     return np.unique(np.round(10 ** (exponents / 10))).astype(np.int64)
 
 
-def threshold_losses(cohort: Cohort) -> NDArray[np.float64]:
-    """Return the mean loss of a network that always answers with the threshold, for each run: log 2 for cross-entropy.
+def threshold_losses(cohort: Cohort, members: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Return the mean loss of a network that always answers with the threshold, for some runs: log 2 for cross-entropy.
 
     Returns:
-        shape (runs,).
+        shape (members,), or (1,) where all have the same.
     """
-    program = cohort.program
-    logit = torch.zeros(len(cohort.rows), len(CORNERS), dtype=torch.float64)
-    numbers = {name: torch.from_numpy(values)[:, None] for name, values in cohort.numbers["loss"].items()}
+    program, own = cohort.program, cohort.numbers["loss"]
+    logit = torch.zeros(len(members) if own else 1, len(CORNERS), dtype=torch.float64)
+    numbers = {name: torch.from_numpy(values[members])[:, None] for name, values in own.items()}
     target = program.target.double().cpu().expand_as(logit)
     losses = program.loss.per_sample(logit, torch.full_like(logit, 0.5), target, **program.constants["loss"], **numbers)
     return losses.mean(1).numpy()
@@ -165,7 +165,8 @@ class Recorder:
             history = {name: _numpy(torch.cat(part)) for name, part in parts}
         epoch_losses = _numpy((self._epochs / self.cohort.iterations).T)
         measured = measures(self.cohort, self.members, gathered)
-        return Recorded(measured, self._steps, _numpy(self._losses.T), epoch_losses, history, self._snapshots)
+        losses = self._losses.T.to(self.cohort.program.x1.dtype).cpu().numpy()
+        return Recorded(measured, self._steps, losses, epoch_losses, history, self._snapshots)
 
 
 class Gathered(NamedTuple):
@@ -199,7 +200,7 @@ def tail_length(steps: int) -> int:
 def measures(cohort: Cohort, members: NDArray[np.intp], gathered: Gathered) -> pd.DataFrame:
     """Return outcome and measures of some members of a cohort, a row for each."""
     nonfinite, solved = gathered.first_nonfinite > 0, gathered.corners_right == len(CORNERS)
-    diverged = gathered.tail_loss > 2 * threshold_losses(cohort)[members]
+    diverged = gathered.tail_loss > 2 * threshold_losses(cohort, members)
     code = np.select([nonfinite, solved, diverged], [3, 0, 2], 1)
     columns = {
         "outcome": np.array(OUTCOMES, dtype=object)[code],
@@ -278,7 +279,7 @@ class Recorded:
     Attributes:
         measures: the columns `MEASURES`.
         steps: the steps whose losses are recorded.
-        losses: at these steps, shape (runs, len(steps)).
+        losses: at these steps, shape (runs, len(steps)), of the runs' own dtype.
         epoch_losses: mean of each epoch, shape (runs, epochs).
         history: all that was noted of every step, shape (steps, runs) each, if it was asked for.
         snapshots: the steps in detail that were asked for, by number.
@@ -286,7 +287,7 @@ class Recorded:
 
     measures: pd.DataFrame
     steps: NDArray[np.int64]
-    losses: NDArray[np.float64]
+    losses: NDArray[np.floating[Any]]
     epoch_losses: NDArray[np.float64]
     history: dict[str, NDArray[np.float64]] | None
     snapshots: dict[int, Snapshot]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import subprocess
 import tempfile
@@ -14,12 +15,10 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
 from xor_study.catalogue import StudyError
 from xor_study.data import CORNERS
 from xor_study.engines import Result
-from xor_study.spec import KEYS
 
 RUNS, LOSSES, HISTORY, WEIGHTS, CONFIG = "runs.csv", "losses.npz", "history.csv", "weights.pt", "config.yaml"
 
@@ -95,8 +94,7 @@ def provenance() -> dict[str, str | None]:
 
 def runs_table(result: Result) -> pd.DataFrame:
     """Return the table of runs as it is written: what each is, what came of it and what made it."""
-    fields = {key: result.runs[key].astype(object).where(result.runs[key].notna(), None) for key in KEYS}
-    return result.runs.assign(**fields, **provenance())
+    return result.runs.assign(**provenance())
 
 
 def write_table(path: Path, table: pd.DataFrame) -> Path:
@@ -106,7 +104,9 @@ def write_table(path: Path, table: pd.DataFrame) -> Path:
     def write(stream: IO[bytes]) -> None:
         text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
         text.write(",".join(map(_quoted, table.columns)) + "\n")
-        text.writelines(f"{line}\n" for line in map(",".join, zip(*columns, strict=True)))
+        rows = map(",".join, zip(*columns, strict=True))
+        while lines := list(itertools.islice(rows, 10_000)):
+            text.write("\n".join([*lines, ""]))
         text.detach()
 
     return write_atomically(path, write)
@@ -114,8 +114,14 @@ def write_table(path: Path, table: pd.DataFrame) -> Path:
 
 def _texts(column: pd.Series[Any]) -> Iterable[str]:
     """Return a column as it is written: floats by `repr`, None as nothing; what stands often is made a text once."""
-    if column.dtype.kind == "f" and not isinstance(column.dtype, pd.api.extensions.ExtensionDtype):
-        return map(repr, column.astype(float).tolist())
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iu":
+        return map(str, column.tolist())
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind == "f":
+        codes, distinct = pd.factorize(column, use_na_sentinel=False)
+        texts = np.array(list(map(repr, distinct.astype(float).tolist())), dtype=object)
+        return list(texts[codes])
+    if column.head(100).is_unique and all(isinstance(value, str) and value.isalnum() for value in column):
+        return column.tolist()  # such as identities, which need neither quotes nor a search for equal ones
     codes, distinct = pd.factorize(column)
     texts = np.array([*(_quoted(value) for value in distinct.tolist()), ""], dtype=object)  # the last for code -1
     return [texts[0]] * len(column) if len(texts) == 2 and codes.min() == 0 else texts[codes].tolist()
@@ -136,26 +142,21 @@ def read_runs(folder: Path) -> pd.DataFrame:
 def read_losses(folder: Path) -> pd.DataFrame:
     """Return the recorded losses of a folder's runs: columns are step numbers, the index is run_id."""
     with np.load(folder / LOSSES, allow_pickle=False) as arrays:
-        return pd.DataFrame(arrays["losses"].astype(np.float64), index=arrays["run_id"], columns=arrays["steps"])
+        return pd.DataFrame(
+            arrays["losses"].astype(np.float64), index=arrays["run_id"].astype(str), columns=arrays["steps"]
+        )
 
 
 def write_result(folder: Path, result: Result) -> None:
     """Write the runs and the recorded losses; the runs last, so where they stand everything stands."""
     arrays: dict[str, Any] = {
-        "run_id": result.runs["run_id"].to_numpy(dtype=str),
+        "run_id": result.runs["run_id"].to_numpy(dtype="S"),
         "steps": result.losses.columns.to_numpy(),
-        "losses": _small(result.losses.to_numpy()),
+        "losses": result.losses.to_numpy(),
         "epoch_losses": result.epoch_losses.to_numpy(),
     }
     write_atomically(folder / LOSSES, lambda stream: np.savez(stream, **arrays))
     write_table(folder / RUNS, runs_table(result))
-
-
-def _small(values: NDArray[np.float64]) -> NDArray[Any]:
-    """Return numbers in float32 if none of them needs more, as the losses of float32 runs."""
-    with np.errstate(over="ignore"):
-        half = values.astype(np.float32)
-    return half if np.array_equal(half, values, equal_nan=True) else values
 
 
 def write_weights(folder: Path, result: Result) -> None:

@@ -25,8 +25,8 @@ def run_one(
     folder.mkdir(parents=True, exist_ok=True)
     records.git_commit()  # asked now, while the files are those that were loaded
     with terminal.progress_bar(1) as follow, terminal.notes():
-        how = {"engine": engine, "device": device, "threads": threads, "progress": follow}
-        result = train_table(table, Detail(every_step=True), **how)
+        detail = Detail(every_step=True)
+        result = train_table(table, detail, engine=engine, device=device, threads=threads, progress=follow)
     assert result.history is not None
     run = result.runs.iloc[0]
     title = f"{run['optimizer']}, lr {run['lr']:g}, seed {run['seed']}: {run['outcome']}"
@@ -61,8 +61,7 @@ def run_sweep(
     if duplicates:
         terminal.console().print(f"note: {duplicates} of {len(table) + duplicates} runs stood twice and run once")
     with terminal.progress_bar(len(table)) as follow, terminal.notes():
-        how = {"engine": engine, "device": device, "threads": threads, "progress": follow}
-        result = train_table(table, Detail(), **how)
+        result = train_table(table, Detail(), engine=engine, device=device, threads=threads, progress=follow)
     records.write_result(folder, result)
     terminal.show_sweep(result.runs, axes, folder / records.RUNS)
     return result

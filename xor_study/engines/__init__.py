@@ -20,7 +20,7 @@ from xor_study.data import CORNERS, Batches
 from xor_study.engines import lanes, plain, vmap
 from xor_study.engines.lanes.llvm import NotCompilable
 from xor_study.network import XORNetwork, empty_network
-from xor_study.outcome import Detail, Recorded, Trained
+from xor_study.outcome import OUTCOMES, Detail, Recorded, Trained
 from xor_study.spec import FIELDS, RunSpec, key_of, run_ids, table_of
 from xor_study.training import DTYPES, Cohort, cohorts
 
@@ -76,8 +76,8 @@ class Result:
 
     Attributes:
         runs: run_id, the fields (named as on the command line), the measures, engine and device.
-        losses: losses at the recorded steps; columns are step numbers, the index is run_id. NaN where a run has
-            fewer steps, or where its loss is NaN.
+        losses: losses at the recorded steps, of the runs' dtype; columns are step numbers, the index is run_id. NaN
+            where a run has fewer steps, or where its loss is NaN.
         epoch_losses: mean loss of each epoch, likewise.
         parameters: final parameters by name, shape (runs, *shape). A network that is narrower than the widest is
             filled up with zeros; `network` gives it as it is.
@@ -170,8 +170,16 @@ def train(
         StudyError: if anything asked for is not possible; nothing has been trained then.
     """
     table = table_of([runs] if isinstance(runs, RunSpec) else runs)
-    how = {"engine": engine, "device": device, "threads": threads, "progress": progress}
-    return train_table(table, Detail(every_step, frozenset(snapshots)), batches=batches, initial=initial, **how)
+    return train_table(
+        table,
+        Detail(every_step, frozenset(snapshots)),
+        engine=engine,
+        device=device,
+        threads=threads,
+        batches=batches,
+        initial=initial,
+        progress=progress,
+    )
 
 
 def train_table(
@@ -204,7 +212,8 @@ def train_table(
     for name, part in _trained(groups, engine, threads, detail, advance):
         collected.add(name, part)
         state.runs_done += len(part.members)
-        state.outcomes.update(part.recorded.measures["outcome"])
+        counts = part.recorded.measures["outcome"].value_counts()
+        state.outcomes.update({name: int(counts.get(name, 0)) for name in OUTCOMES})
         advance(0)
     return collected.result(device)
 
@@ -278,12 +287,16 @@ class _Collection:
         )
         return Result(runs, losses, epochs, self.parameters, self._history(), self.snapshots)
 
-    def _wide(self, values: dict[int, tuple[NDArray[np.int64], NDArray[np.float64]]], name: str) -> pd.DataFrame:
+    def _wide(self, values: dict[int, tuple[NDArray[np.int64], NDArray[np.floating[Any]]]], name: str) -> pd.DataFrame:
         columns = np.unique(np.concatenate([numbers for numbers, _ in values.values()]))
-        filled = np.full((len(self.table), len(columns)), np.nan)
+        kind = np.result_type(*(block for _, block in values.values()))
+        filled = np.full((len(self.table), len(columns)), np.nan, kind)
         for rows, recorded in self.pieces:
             numbers, block = values[id(recorded)]
-            filled[np.ix_(rows, np.searchsorted(columns, numbers))] = block
+            if len(numbers) == len(columns):
+                filled[rows] = block
+            else:
+                filled[np.ix_(rows, np.searchsorted(columns, numbers))] = block
         return pd.DataFrame(filled, index=pd.Index(self.ids, name="run_id"), columns=pd.Index(columns, name=name))
 
     def _history(self) -> pd.DataFrame | None:

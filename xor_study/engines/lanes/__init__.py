@@ -448,13 +448,13 @@ class _Group:
         """Return what is known of the runs once all tasks are done."""
         cohort, steps = self.cohort, self.cohort.steps
         state = {name: self._runs(self.state[name][:, 0]) for name in start_of_accumulation(torch.float32)}
-        loss = self._runs(self.records["loss"][:, :, 0]).astype(np.float64)
+        loss = self._runs(self.records["loss"][:, :, 0])
         sums = self._runs(self.records["loss_sum"][:, :, 0])
         tail = tail_length(steps)
         missing = state["least_loss"] > state["largest_loss"]
         gathered = Gathered(
-            initial_loss=loss[:, 0],
-            final_loss=loss[:, -1],
+            initial_loss=loss[:, 0].astype(np.float64),
+            final_loss=loss[:, -1].astype(np.float64),
             min_loss=np.where(missing, np.nan, state["least_loss"].astype(np.float64)),
             max_loss=np.where(missing, np.nan, state["largest_loss"].astype(np.float64)),
             max_abs_logit=_seen(state["largest_logit"]),
