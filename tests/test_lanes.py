@@ -328,7 +328,7 @@ def test_machine_code_is_kept_and_what_is_spoilt_is_made_anew(monkeypatch: pytes
         kept.write_bytes(spoilt)
         assert native.object_code(module) == first
         assert kept.read_bytes() == whole
-    monkeypatch.setattr(native, "_target", lambda: ("another processor", ""))
+    monkeypatch.setattr(native, "target", lambda: ("another processor", ""))
     assert native.read(native.place_of_code(module)) is None
 
 

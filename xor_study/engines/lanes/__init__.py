@@ -307,10 +307,10 @@ def _pipeline(
     stop: threading.Event,
 ) -> Iterator[Trained]:
     """Train one group of blocks while the next is traced, compiled and laid out."""
-    waiting: deque[tuple[_Group, list[Future[None]]]] = deque()
+    waiting: deque[tuple[Group, list[Future[None]]]] = deque()
     for cohort, loop, kernel in compiled:
-        for members in _groups(cohort, loop, detail):
-            group = _Group(cohort, loop, members, detail)
+        for members in groups(cohort, loop, detail):
+            group = Group(cohort, loop, members, detail)
             waiting.append((group, [pool.submit(task, kernel, stop) for task in group.tasks(workers)]))
             if len(waiting) > 1:
                 yield _finished(*waiting.popleft(), progress)
@@ -318,7 +318,7 @@ def _pipeline(
         yield _finished(*entry, progress)
 
 
-def _finished(group: _Group, tasks: list[Future[None]], progress: Callable[[int], None]) -> Trained:
+def _finished(group: Group, tasks: list[Future[None]], progress: Callable[[int], None]) -> Trained:
     pending = set(tasks)
     while pending:
         done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
@@ -339,7 +339,7 @@ def _segment_ends(cohort: Cohort, detail: Detail) -> NDArray[np.int64]:
     return ends[ends > 0]
 
 
-def _groups(cohort: Cohort, loop: Loop, detail: Detail) -> Iterator[NDArray[np.intp]]:
+def groups(cohort: Cohort, loop: Loop, detail: Detail) -> Iterator[NDArray[np.intp]]:
     """Yield the members of a cohort in groups that are trained with their states in memory."""
     bytes_of_block = loop.state.itemsize + loop.record.itemsize * len(_segment_ends(cohort, detail))
     size = max(1, GROUP // bytes_of_block) * loop.lanes
@@ -347,7 +347,7 @@ def _groups(cohort: Cohort, loop: Loop, detail: Detail) -> Iterator[NDArray[np.i
         yield np.arange(start, min(start + size, len(cohort.rows)))
 
 
-class _Group:
+class Group:
     """Blocks of networks in training."""
 
     def __init__(self, cohort: Cohort, loop: Loop, members: NDArray[np.intp], detail: Detail) -> None:
@@ -387,7 +387,7 @@ class _Group:
             keys = splitmix64(cohort.batches.seeds[members], BATCH_STREAM)
             self.numbers["key"] = self._lanes(keys.view(np.int64))
 
-    def _table(self, steps: range) -> NDArray[Any]:
+    def table(self, steps: range) -> NDArray[Any]:
         """Return what depends on the step, a row for each."""
         cohort = self.cohort
         columns: list[NDArray[Any]] = []
@@ -413,7 +413,7 @@ class _Group:
             before = int(self.ends[first - 1]) if first else 0
             last = max(first + 1, int(np.searchsorted(self.ends, before + longest, side="right")))
             ends = self.ends[first:last]
-            table = self._table(range(before + 1, int(ends[-1]) + 1))
+            table = self.table(range(before + 1, int(ends[-1]) + 1))
             part = records if len(ends) == len(self.ends) else empty(self.loop.record, (count, len(ends)))
             kernel(state, numbers, table, ends, part, blocks=count, first=before, segments=len(ends))
             if part is not records:
@@ -424,7 +424,7 @@ class _Group:
         after = empty(self.loop.state, count)  # one step more, only to see what it sees before its update
         after[:] = state
         steps = self.cohort.steps
-        table, scratch = self._table(range(steps, steps + 1)), empty(self.loop.record, (count, 1))
+        table, scratch = self.table(range(steps, steps + 1)), empty(self.loop.record, (count, 1))
         kernel(after, numbers, table, np.array([steps + 1]), scratch, blocks=count, first=steps, segments=1)
         self.corners_right[blocks] = after["corners_right"]
 

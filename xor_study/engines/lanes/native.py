@@ -26,7 +26,7 @@ _MARK = b"xor_study object 1\n"
 
 
 @cache
-def _target() -> tuple[str, str]:
+def target() -> tuple[str, str]:
     """Return this processor's name and features, as LLVM knows them."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
@@ -34,7 +34,7 @@ def _target() -> tuple[str, str]:
 
 
 def _machine() -> Any:
-    name, features = _target()
+    name, features = target()
     return llvm.Target.from_default_triple().create_target_machine(cpu=name, features=features, opt=2, jit=True)
 
 
@@ -79,7 +79,7 @@ def place(*parts: str, suffix: str) -> Path | None:
 
 def place_of_code(text: str) -> Path | None:
     """Return where a module's machine code is kept."""
-    return place(text, *_target(), llvmlite.__version__, str(llvm.llvm_version_info), suffix=".o")
+    return place(text, *target(), llvmlite.__version__, str(llvm.llvm_version_info), suffix=".o")
 
 
 def read(path: Path | None) -> bytes | None:
