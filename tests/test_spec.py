@@ -175,6 +175,7 @@ def test_a_table_says_the_same_as_its_specs() -> None:
             value, expected = table[field].iloc[place], getattr(spec, field)
             assert (pd.isna(value) and expected is None) or value == expected, field
     columns = {"optimizer": ["adam", "sgd"], "optimizer.momentum": [None, 0.5], "seed": np.array([3, 4])}
+    assert table_of(pd.DataFrame({"seed": [5, 3, 5]}))["seed"].tolist() == [5, 3, 5]
     named = table_of(pd.DataFrame(columns))
     assert run_ids(named).tolist() == [
         RunSpec(optimizer="adam", seed=3).run_id,

@@ -217,7 +217,7 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
             raise StudyError(f"{name}: the grids of a study must agree on it, not have {', '.join(map(show, told))}")
     axes = tuple(dict.fromkeys(axis for grid in grids for axis in grid.axes))
     table = table_of(pd.concat([grid.table.apply(plain) for grid in grids])) if len(grids) > 1 else grids[0].table
-    cells, _ = distinct_rows(table[field] for field in FIELDS if field != "seed")
+    cells, _ = distinct_rows((table[field] for field in FIELDS if field != "seed"), len(table))
     twice = pd.DataFrame({"cell": cells, "seed": table["seed"]}).duplicated()
     distinct = table[~twice].reset_index(drop=True) if twice.any() else table
     check_device(grids[0].device)

@@ -285,7 +285,7 @@ def table_of(runs: Iterable[RunSpec] | pd.DataFrame) -> pd.DataFrame:
             given |= {str(name): replaced[name] for name in replaced}
     own = [column for field, column in given.items() if field != "seed"]
     types = [column.map(type) for column in own if column.dtype == object]  # True is not 1
-    cell_of, firsts = distinct_rows([*own, *types])
+    cell_of, firsts = distinct_rows([*own, *types], len(runs))
     cells = _checked_cells({field: column.take(firsts).reset_index(drop=True) for field, column in given.items()})
     table = cells.take(cell_of).reset_index(drop=True)
     if "seed" in given:
@@ -293,11 +293,10 @@ def table_of(runs: Iterable[RunSpec] | pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def distinct_rows(columns: Iterable[pd.Series[Any]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return which distinct row each row of some columns is, numbered as they appear, and where each appears first."""
-    numbers = np.zeros(1, np.intp)
+def distinct_rows(columns: Iterable[pd.Series[Any]], rows: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return which distinct row each row of some columns is, and where each appears first, in that order."""
+    numbers = np.zeros(rows, np.intp)
     for column in columns:
-        numbers = numbers if len(numbers) > 1 else np.zeros(len(column), np.intp)
         if isinstance(column.dtype, pd.CategoricalDtype):
             codes, count = column.cat.codes.to_numpy().astype(np.intp) + 1, len(column.cat.categories) + 1
         elif column.dtype.kind in "if" and (column.to_numpy() == column.iloc[0]).all():
@@ -396,7 +395,7 @@ def _identity(text: str, seed: int) -> str:
 
 def run_ids(table: pd.DataFrame) -> pd.Series[str]:
     """Return the identity of each row of a checked table."""
-    cell_of, firsts = distinct_rows(table[field] for field in FIELDS if field != "seed")
+    cell_of, firsts = distinct_rows((table[field] for field in FIELDS if field != "seed"), len(table))
     texts = [
         _identity_text({str(k): None if pd.isna(v) else v for k, v in row.items()})
         for row in table.take(firsts).to_dict("records")

@@ -299,7 +299,7 @@ def initial_parameters(table: pd.DataFrame) -> dict[str, Tensor]:
 
 def _places(keys: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
     """Yield the places of the rows that are equal, for each distinct row in the order of its first."""
-    groups, _ = distinct_rows(keys[column] for column in keys)
+    groups, _ = distinct_rows((keys[column] for column in keys), len(keys))
     order = np.argsort(groups, kind="stable")
     yield from np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
 

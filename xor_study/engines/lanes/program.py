@@ -246,6 +246,40 @@ def _computed(op: str, values: Sequence[Any], kind: str) -> Any:
         return function(*numbers).item()
 
 
+STRICT = {"add": (0, 1), "sub": (0, 1), "mul": (0, 1), "fma": (0, 1, 2), "neg": (0,), "sqrt": (0,), "div": (0,)}
+"""Operations whose result is not finite if one of these operands is not: 0 times infinity is NaN, and so is infinity
+less infinity. (A number divided by infinity is 0.)"""
+
+
+def with_fewer_checks(program: Program) -> Program:
+    """Return the program with `all_finite` asked once, of what does not follow from something else that is asked.
+
+    Where an updated parameter is finite, so was the gradient it was made from, unless a clip or the like was between.
+    """
+    builder, new = Builder(), list[Number]()
+    follows: dict[Number, set[Number]] = {}
+
+    def implied(number: Number) -> set[Number]:
+        """Return all that is finite if this is, but for itself."""
+        if number not in follows:
+            op, operands, _, _ = builder.statements[number]
+            sure = {operands[place] for place in STRICT.get(op, ())}
+            follows[number] = sure.union(*(implied(operand) for operand in sure))
+        return follows[number]
+
+    for (op, operands, kind, value), side in zip(program.statements, program.sides, strict=True):
+        builder.beside(side)
+        moved = tuple(new[operand] for operand in operands)
+        asked = [builder.statements[o] for o in moved if builder.statements[o].op == "all_finite"]
+        if op == "and" and len(asked) == 2:
+            every = dict.fromkeys(number for statement in asked for number in statement.operands)
+            needless = set[Number]().union(*(implied(number) for number in every))
+            new.append(builder.emit("all_finite", *(number for number in every if number not in needless)))
+        else:
+            new.append(builder.add(Statement(op, moved, kind, value)))
+    return builder.finish({name: new[number] for name, number in program.outputs.items()})
+
+
 def contracted(program: Program) -> Program:
     """Return the program with every product that is used once, by a sum, merged with it into one rounding.
 
