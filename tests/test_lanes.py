@@ -15,6 +15,7 @@ from scipy import special
 
 from xor_study import RunSpec, StudyError, train
 from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from xor_study.data import Batches
 from xor_study.engines import lanes, vmap
 from xor_study.engines.lanes import native
 from xor_study.engines.lanes.functions import EXPANSIONS
@@ -25,6 +26,8 @@ from xor_study.engines.lanes.trace import trace
 from xor_study.losses import LOSSES, check_pairing
 from xor_study.optimizers import CLIPPINGS, OPTIMIZERS
 from xor_study.outcome import Detail
+from xor_study.spec import table_of
+from xor_study.statistics import paired
 from xor_study.training import cohorts
 
 Map = Callable[[Any], np.ndarray]
@@ -155,19 +158,13 @@ def test_arithmetic_keeps_its_sense_with_what_is_not_finite(kind: str) -> None:
 
 
 def test_a_program_can_be_read() -> None:
-    (cohort,) = cohorts(pd_table([RunSpec()]))
+    (cohort,) = cohorts(table_of([RunSpec()]))
     program = lanes.program_of(cohort, Detail())
     lines = str(program).splitlines()
     assert sum(" tanh " in line for line in lines) == 32
     assert any(line.endswith("# parameter.0") for line in lines)
     assert lines[0].startswith("%0 = ")
     assert len(lowered(program).statements) > 2 * len(lines)
-
-
-def pd_table(specs: list[RunSpec]) -> pd.DataFrame:
-    from xor_study.spec import table_of
-
-    return table_of(specs)
 
 
 PAIRS = [(loss, output) for loss in LOSSES for output in OUTPUT_ACTIVATIONS if check_pairing(loss, output) is None]
@@ -210,28 +207,30 @@ def test_combinations_agree_with_vmap(fields: dict[str, Any], monkeypatch: pytes
         assert list(fast.runs[measure].astype(str)) == list(slow.runs[measure].astype(str)), measure
 
 
-LATE = {
-    "loss": "axon_0_6_1",
-    "lr": 0.1,
-    "epochs": 1,
-    "iterations": 3000,
-}
+LATE = {"loss": "axon_0_6_1", "lr": 0.1, "epochs": 1, "iterations": 250}
 
 
-def test_late_onsets_differ_no_more_than_those_of_permuted_samples() -> None:
-    """Of runs that go NaN after hundreds of chaotic steps: lanes against vmap, and the plain loop against itself.
+def test_late_onsets_differ_no_more_often_than_those_of_permuted_samples() -> None:
+    """After a hundred steps on the edge, the step at which a run becomes NaN may hang on the order of a sum.
 
-    A permutation of the samples in a batch changes only the order of plain's sums. `results/engines` has the
-    comparison on more than 200 late onsets; here a few keep the statement true.
+    So the plain loop is held against itself with the samples of each batch in another order, and lanes against the
+    plain loop, on the 205 late onsets of the first 550 seeds; McNemar's test tells whether one differs more often.
     """
-    frame = pd.DataFrame({"seed": range(400), **LATE})
-    slow, fast = (train(frame, engine=engine).runs["first_nonfinite_step"] for engine in ("vmap", "lanes"))
-    late = slow.notna() & (slow > 100)
-    assert late.sum() >= 60
-    assert (slow[late] != fast[late].fillna(0)).mean() < 0.9
-    quantiles = [0.1, 0.25, 0.5, 0.75, 0.9]
-    ratio = fast.dropna().astype(float).quantile(quantiles) / slow.dropna().astype(float).quantile(quantiles)
-    assert ratio.between(0.8, 1.25).all()
+    seeds = np.arange(550)
+    fast = train(pd.DataFrame({"seed": seeds, **LATE}), engine="lanes").runs["first_nonfinite_step"]
+    late = (fast > 100).fillna(value=False).to_numpy(bool)
+    assert late.sum() >= 200
+    specs = [RunSpec(seed=int(seed), **LATE) for seed in seeds[late]]
+    plain = train(specs, engine="plain").runs["first_nonfinite_step"].fillna(0).to_numpy()
+    permuted = []
+    for place, spec in enumerate(specs):
+        inputs = Batches.of(32, [spec.seed]).inputs(0, range(1, spec.iterations + 1))
+        order = np.random.default_rng(place).permuted(np.tile(np.arange(32), (spec.iterations, 1)), axis=1)
+        batches = tuple(np.take_along_axis(half, order, axis=1) for half in inputs)
+        permuted.append(train(spec, engine="plain", batches=batches).runs["first_nonfinite_step"].fillna(0)[0])
+    lanes_differ, permuted_differ = fast[late].to_numpy() != plain, np.array(permuted) != plain
+    print(len(specs), lanes_differ.mean(), permuted_differ.mean())
+    assert lanes_differ.mean() <= permuted_differ.mean() or paired(lanes_differ, permuted_differ) > 0.01
 
 
 def test_one_program_serves_all_numbers() -> None:

@@ -7,7 +7,7 @@ import itertools
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -99,37 +99,52 @@ def runs_table(result: Result) -> pd.DataFrame:
 
 def write_table(path: Path, table: pd.DataFrame) -> Path:
     """Write a table as CSV: None and <NA> as empty cells, NaN and infinity of a float column as `nan` and `inf`."""
-    columns = [_texts(table[name]) for name in table.columns]
 
     def write(stream: IO[bytes]) -> None:
         text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
         text.write(",".join(map(_quoted, table.columns)) + "\n")
-        rows = map(",".join, zip(*columns, strict=True))
-        while lines := list(itertools.islice(rows, 10_000)):
-            text.write("\n".join([*lines, ""]))
+        for start in range(0, len(table), ROWS_AT_ONCE):
+            text.write("\n".join([*_lines(table.iloc[start : start + ROWS_AT_ONCE]), ""]))
         text.detach()
 
     return write_atomically(path, write)
 
 
-def _texts(column: pd.Series[Any]) -> Iterable[str]:
-    """Return a column as it is written: floats by `repr`, None as nothing; what stands often is made a text once."""
-    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iu":
+ROWS_AT_ONCE = 50_000
+
+
+def _lines(table: pd.DataFrame) -> Iterator[str]:
+    """Return the lines of a CSV file; columns beside each other that say the same everywhere are joined once."""
+    columns: list[Iterable[str]] = []
+    same: list[str] = []
+    for texts in [*(_texts(table[name]) for name in table), None]:
+        if isinstance(texts, str):
+            same.append(texts)
+            continue
+        columns += [itertools.repeat(",".join(same), len(table))] if same else []
+        columns += [] if texts is None else [texts]
+        same = []
+    return map(",".join, zip(*columns, strict=True))
+
+
+def _texts(column: pd.Series[Any]) -> str | Iterable[str]:
+    """Return a column as it is written: floats by `repr`, None as nothing; one text if all are the same."""
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iu" and column.iloc[0] != column.iloc[-1]:
         return map(str, column.tolist())
-    if isinstance(column.dtype, np.dtype) and column.dtype.kind == "f":
-        codes, distinct = pd.factorize(column, use_na_sentinel=False)
-        texts = np.array(list(map(repr, distinct.astype(float).tolist())), dtype=object)
-        return list(texts[codes])
-    if column.head(100).is_unique and all(isinstance(value, str) and value.isalnum() for value in column):
-        return column.tolist()  # such as identities, which need neither quotes nor a search for equal ones
-    codes, distinct = pd.factorize(column)
-    texts = np.array([*(_quoted(value) for value in distinct.tolist()), ""], dtype=object)  # the last for code -1
-    return [texts[0]] * len(column) if len(texts) == 2 and codes.min() == 0 else texts[codes].tolist()
+    if column.dtype == object and column.head(100).is_unique:  # such as identities: no search for equal ones
+        return [_quoted(value) for value in column]
+    codes, distinct = pd.factorize(column, use_na_sentinel=False)
+    values = distinct.astype(object).tolist()
+    floats = isinstance(column.dtype, np.dtype) and column.dtype.kind == "f"
+    texts = list(map(repr, values)) if floats else ["" if pd.isna(value) else _quoted(value) for value in values]
+    return texts[0] if len(texts) == 1 else list(np.array(texts, dtype=object)[codes])
 
 
 def _quoted(value: Any) -> str:
     """Return a value as one cell of a CSV file (RFC 4180)."""
     text = repr(value) if isinstance(value, float) else str(value)
+    if text.isalnum():
+        return text
     return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text
 
 

@@ -227,6 +227,12 @@ def traced(cohort: Cohort, detail: Detail) -> tuple[Loop, str]:
     return _traced(_Key.of(cohort, detail))
 
 
+def forget() -> None:
+    """Forget what this process has traced and compiled; what is on disk stays."""
+    _traced.cache_clear()
+    _kernel.cache_clear()
+
+
 def program_of(cohort: Cohort, detail: Detail) -> scalar.Program:
     """Return what one lane computes in a step of a cohort, to be printed and read."""
     return _trace(_Key.of(cohort, detail))[1]
