@@ -6,9 +6,6 @@ import ctypes
 import hashlib
 import os
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,30 +33,6 @@ def target() -> tuple[str, str]:
 def _machine() -> Any:
     name, features = target()
     return llvm.Target.from_default_triple().create_target_machine(cpu=name, features=features, opt=2, jit=True)
-
-
-_compiling = 0
-_lock = threading.Lock()
-
-
-@contextmanager
-def _as_written() -> Iterator[None]:
-    """Keep LLVM from reordering statements before it assigns registers: `program.scheduled` does better, by a fifth.
-
-    LLVM knows this setting for the whole process only, so it is put back when no thread compiles any more.
-    """
-    global _compiling
-    with _lock:
-        _compiling += 1
-        if _compiling == 1:
-            llvm.set_option("xor_study", "-enable-misched=false")
-    try:
-        yield
-    finally:
-        with _lock:
-            _compiling -= 1
-            if _compiling == 0:
-                llvm.set_option("xor_study", "-enable-misched=true")
 
 
 def cache_folder() -> Path | None:
@@ -110,8 +83,7 @@ def object_code(text: str) -> bytes:
     path = place_of_code(text)
     code = read(path)
     if code is None:
-        with _as_written():
-            code = bytes(_machine().emit_object(llvm.parse_assembly(text)))
+        code = bytes(_machine().emit_object(llvm.parse_assembly(text)))
         keep(path, code)
     return code
 
