@@ -30,7 +30,13 @@ ORDER = [
     "runner",
     "run",
 ]
-ONLY_IN = {"hydra": {"plan", "run"}, "omegaconf": {"plan", "run"}, "matplotlib": {"figures"}, "rich": {"terminal"}}
+ONLY_IN = {
+    "hydra": {"plan", "run"},
+    "omegaconf": {"plan", "run"},
+    "matplotlib": {"figures"},
+    "rich": {"terminal"},
+    "llvmlite": {"engines"},
+}
 
 
 def imports(path: Path) -> set[str]:

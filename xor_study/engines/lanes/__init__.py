@@ -364,7 +364,7 @@ class Group:
         self.numbers = empty(loop.numbers, self.blocks)
         self.records = empty(loop.record, (self.blocks, len(self.ends)))
         self.corners_right = np.zeros((self.blocks, 1, loop.lanes), np.int32)
-        self._made = 0
+        self._made, self._told = 0, 0
         self._lock = threading.Lock()
         filled = np.minimum(np.arange(self.blocks * loop.lanes), len(members) - 1)
         self._fill(members[filled])
@@ -437,8 +437,9 @@ class Group:
     def take_progress(self) -> int:
         """Return how many network-steps have been made since the last call; filled-up lanes are not counted."""
         with self._lock:
-            made, self._made = self._made, 0
-        return made * len(self.members) // self.blocks
+            made = self._made * len(self.members) // self.blocks
+        told, self._told = self._told, made
+        return made - told
 
     def _runs(self, blocks: NDArray[Any]) -> NDArray[Any]:
         """Return an array (blocks, ..., lanes) with a row for each network, (runs, ...)."""
