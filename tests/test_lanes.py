@@ -214,9 +214,9 @@ def test_late_onsets_differ_no_more_often_than_those_of_permuted_samples() -> No
     """After a hundred steps on the edge, the step at which a run becomes NaN may hang on the order of a sum.
 
     So the plain loop is held against itself with the samples of each batch in another order, and lanes against the
-    plain loop, on the 205 late onsets of the first 550 seeds; McNemar's test tells whether one differs more often.
+    plain loop, on more than 200 late onsets; McNemar's test tells whether one differs more often.
     """
-    seeds = np.arange(550)
+    seeds = np.arange(600)
     fast = train(pd.DataFrame({"seed": seeds, **LATE}), engine="lanes").runs["first_nonfinite_step"]
     late = (fast > 100).fillna(value=False).to_numpy(bool)
     assert late.sum() >= 200
@@ -229,7 +229,6 @@ def test_late_onsets_differ_no_more_often_than_those_of_permuted_samples() -> No
         batches = tuple(np.take_along_axis(half, order, axis=1) for half in inputs)
         permuted.append(train(spec, engine="plain", batches=batches).runs["first_nonfinite_step"].fillna(0)[0])
     lanes_differ, permuted_differ = fast[late].to_numpy() != plain, np.array(permuted) != plain
-    print(len(specs), lanes_differ.mean(), permuted_differ.mean())
     assert lanes_differ.mean() <= permuted_differ.mean() or paired(lanes_differ, permuted_differ) > 0.01
 
 

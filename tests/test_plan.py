@@ -164,6 +164,9 @@ WRONG_ANYWHERE: list[tuple[Sequence[str], str]] = [
     (["activation.output=identity"], "cannot go with the output activation identity"),
     (["device=cuda:77"], "device=cuda:77: torch .*; use device=cpu"),
     (["engine=fast"], r"engine=fast: unknown \(known: auto, plain, vmap, lanes\)"),
+    (["engine=lanes", "hidden=100"], "engine=lanes: a network of 401 parameters is too wide to compile"),
+    (["threads=two"], r"threads=two: must be a whole number in \[1, 1024\]"),
+    (["threads=2", "engine=plain"], "threads=2 engine=plain: it has one thread; only lanes has several"),
     (["epochs=0"], "epochs=0: must be in"),
 ]
 

@@ -29,7 +29,7 @@ from yaml import YAMLError
 
 from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.catalogue import StudyError, show, suggestion
-from xor_study.engines import check_device, check_engine
+from xor_study.engines import check_compilable, check_device, check_engine
 from xor_study.spec import DECLARED, FIELDS, GROUPS, KEYS, OWN, distinct_rows, key_of, plain, table_of
 
 CONFIG_NAME = "config"
@@ -223,6 +223,8 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
     check_device(grids[0].device)
     check_log(grids[0].log, sweep)
     check_engine(grids[0].engine, grids[0].device, grids[0].threads)
+    if grids[0].engine == "lanes":
+        check_compilable(distinct, grids[0].device)
     return replace(grids[0], table=distinct, axes=axes, duplicates=len(table) - len(distinct))
 
 

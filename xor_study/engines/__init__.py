@@ -140,6 +140,12 @@ def check_engine(name: str, device: str = "cpu", threads: int | None = None) -> 
     return name
 
 
+def check_compilable(table: pd.DataFrame, device: str) -> None:
+    """Raise StudyError if lanes is known not to compile some runs of a checked table."""
+    for cohort in cohorts(table, check_device(device)):
+        lanes.check(cohort)
+
+
 def train(
     runs: RunSpec | Iterable[RunSpec] | pd.DataFrame,
     *,
