@@ -209,9 +209,7 @@ class _Maker:
 
     def signed(self, size: Side, x: Side) -> Side:
         """Return `size`, which is not negative, with the sign of x."""
-        sign = self.emit(
-            "and", self.bits(x), self.whole(-1 << self.format.mantissa + self.format.bias.bit_length() + 1)
-        )
+        sign = self.emit("and", self.bits(x), self.whole(-1 << int(self.integer[-2:]) - 1))
         return self.emit("bitcast", self.emit("or", self.bits(size), sign), kind=self.kind)
 
     def log(self, x: Side) -> Side:

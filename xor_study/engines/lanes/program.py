@@ -246,7 +246,7 @@ def _computed(op: str, values: Sequence[Any], kind: str) -> Any:
         return function(*numbers).item()
 
 
-STRICT = {"add": (0, 1), "sub": (0, 1), "mul": (0, 1), "fma": (0, 1, 2), "neg": (0,), "sqrt": (0,), "div": (0,)}
+STRICT = {"add": (0, 1), "sub": (0, 1), "mul": (0, 1), "neg": (0,), "sqrt": (0,), "div": (0,)}
 """Operations whose result is not finite if one of these operands is not: 0 times infinity is NaN, and so is infinity
 less infinity. (A number divided by infinity is 0.)"""
 

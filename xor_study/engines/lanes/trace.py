@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from xor_study.data import CORNERS
 from xor_study.engines.lanes.llvm import NotCompilable
-from xor_study.engines.lanes.program import BOOL, FLOATS, Builder, Number, Program
+from xor_study.engines.lanes.program import BOOL, FLOATS, FUNCTIONS, Builder, Number, Program
 
 Numbers = NDArray[np.int64]
 """A tensor's entries: the statements that compute them."""
@@ -360,7 +360,7 @@ _ELEMENTWISE: dict[str, Callable[..., _Scalar]] = {
     "bitwise_or": lambda x, y: x | y,
     "bitwise_not": lambda x: ~x,
     "where": lambda condition, x, y: condition.where(x, y),
-    **{name: _function(name) for name in ("sqrt", "exp", "expm1", "log", "log1p", "tanh", "erf")},
+    **{name: _function(name) for name in ("sqrt", *FUNCTIONS)},
     "clamp": _clamp,
     "clamp_min": _clamp,
     "clamp_max": lambda x, high: _clamp(x, None, high),
