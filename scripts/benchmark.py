@@ -41,9 +41,10 @@ from xor_study import RunSpec, XORNetwork, train
 from xor_study.data import BATCH_STREAM, Batches, splitmix64
 from xor_study.engines import lanes
 from xor_study.engines.lanes.llvm import empty
+from xor_study.files import write_atomically
 from xor_study.optimizers import OPTIMIZERS
 from xor_study.outcome import Detail
-from xor_study.records import provenance, write_atomically
+from xor_study.records import provenance
 from xor_study.spec import table_of
 from xor_study.training import cohorts
 

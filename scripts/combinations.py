@@ -19,9 +19,10 @@ import torch
 from xor_study import RunSpec, train
 from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.engines import vmap
+from xor_study.files import write_atomically
 from xor_study.losses import LOSSES, check_pairing
 from xor_study.optimizers import CLIPPINGS, OPTIMIZERS
-from xor_study.records import provenance, write_atomically
+from xor_study.records import provenance
 
 SHORT = {"epochs": 1, "iterations": 5, "lr": 0.01, "dtype": "float64"}
 PARAMETERS, MEASURES = 1e-13, 1e-12

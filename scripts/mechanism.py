@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from xor_study import RunSpec, StudyError, mechanism
-from xor_study.records import provenance, read_losses, read_runs, write_atomically, write_table
+from xor_study.files import write_atomically
+from xor_study.records import provenance, read_losses, read_runs, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "tests/data/axon/xla_statistics.json"

@@ -10,6 +10,7 @@ PACKAGE = ROOT / "xor_study"
 
 ORDER = [
     "catalogue",
+    "files",
     "activations",
     "initializers",
     "losses",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -19,32 +18,9 @@ import torch
 from xor_study.catalogue import StudyError
 from xor_study.data import CORNERS
 from xor_study.engines import Result
+from xor_study.files import write_atomically
 
 RUNS, LOSSES, HISTORY, WEIGHTS, CONFIG = "runs.csv", "losses.npz", "history.csv", "weights.pt", "config.yaml"
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
-    """Let `write` fill a temporary file beside `path`, force it to the disk, then give it its name."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
-
-
-@cache
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def check_folder(key: str, name: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from xor_study.engines.lanes.llvm import ENTRY
+from xor_study.files import write_atomically
 
 CACHE_VARIABLE = "XOR_STUDY_CACHE"
 """The environment variable that names the folder of compiled programs; empty, nothing is kept."""
@@ -71,9 +71,7 @@ def keep(path: Path | None, code: bytes) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as stream:
-            stream.write(_MARK + hashlib.sha256(code).digest() + code)
-        Path(stream.name).replace(path)
+        write_atomically(path, lambda stream: stream.write(_MARK + hashlib.sha256(code).digest() + code))
     except OSError:
         return
 
