@@ -233,10 +233,10 @@ def test_late_onsets_differ_no_more_often_than_those_of_permuted_samples() -> No
 
 
 def test_one_program_serves_all_numbers() -> None:
-    lanes._traced.cache_clear()
+    lanes.loops._traced.cache_clear()
     rates = [RunSpec(lr=lr, optimizer_momentum=m, epochs=1, iterations=3) for lr in (0.1, 1.0) for m in (0.5, 0.9)]
     train(rates, engine="lanes")
-    assert lanes._traced.cache_info().misses == 1
+    assert lanes.loops._traced.cache_info().misses == 1
 
 
 def test_given_parameters_of_the_optimizer_are_lanes_of_their_own() -> None:
@@ -270,9 +270,9 @@ def test_epochs_of_any_length_are_cut_right(iterations: int) -> None:
 def test_long_runs_and_many_blocks_are_cut_into_calls_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     specs = [RunSpec(optimizer="adam", epochs=2, iterations=350, seed=seed) for seed in range(100)]
     whole = train(specs, engine="lanes")
-    monkeypatch.setattr(lanes, "LONGEST", 64)
-    monkeypatch.setattr(lanes, "CALL", 2000)
-    monkeypatch.setattr(lanes, "GROUP", 100_000)
+    monkeypatch.setattr(lanes.blocks, "LONGEST", 64)
+    monkeypatch.setattr(lanes.blocks, "CALL", 2000)
+    monkeypatch.setattr(lanes.blocks, "GROUP", 100_000)
     cut = train(specs, engine="lanes", threads=3)
     assert torch.equal(whole.parameters["hidden.weight"], cut.parameters["hidden.weight"])
     assert whole.losses.equals(cut.losses)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import orjson
 import pandas as pd
 import torch
 
@@ -104,16 +105,27 @@ def _lines(table: pd.DataFrame) -> Iterator[str]:
 
 
 def _texts(column: pd.Series[Any]) -> str | Iterable[str]:
-    """Return a column as it is written: floats by `repr`, None as nothing; one text if all are the same."""
-    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iu" and column.iloc[0] != column.iloc[-1]:
-        return map(str, column.tolist())
+    """Return a column as it is written: floats as short as they can be, None as nothing; one text if all are equal."""
+    kind = column.dtype.kind if isinstance(column.dtype, np.dtype) else ""
+    if kind in "iuf" and column.head(100).nunique(dropna=False) > 50:  # such as measures: no search for equal ones
+        return _numbers(column.to_numpy())
     if column.dtype == object and column.head(100).is_unique:  # such as identities: no search for equal ones
         return [_quoted(value) for value in column]
     codes, distinct = pd.factorize(column, use_na_sentinel=False)
     values = distinct.astype(object).tolist()
-    floats = isinstance(column.dtype, np.dtype) and column.dtype.kind == "f"
-    texts = list(map(repr, values)) if floats else ["" if pd.isna(value) else _quoted(value) for value in values]
+    if kind == "f":
+        texts = _numbers(distinct.to_numpy())
+    else:
+        texts = ["" if pd.isna(value) else _quoted(value) for value in values]
     return texts[0] if len(texts) == 1 else list(np.array(texts, dtype=object)[codes])
+
+
+def _numbers(values: np.ndarray) -> list[str]:
+    """Return the shortest texts that read back as the same numbers; what JSON can't say as `nan`, `inf` and `-inf`."""
+    texts = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY).decode()[1:-1].split(",")
+    for index in np.flatnonzero(~np.isfinite(values)):
+        texts[index] = repr(float(values[index]))
+    return texts
 
 
 def _quoted(value: Any) -> str:
