@@ -1,45 +1,14 @@
-"""The summary of the mechanism study: statistics against published numbers, verdicts on runs made for the purpose."""
-
-import runpy
-import sys
-from pathlib import Path
+"""The summary of the mechanism study: verdicts on runs made for the purpose."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from xor_study import RunSpec, StudyError, figures, mechanism, run, train
+from xor_study import RunSpec, StudyError, mechanism, train
+from xor_study.figures.mechanism import OVERFLOW, PLATEAU
 from xor_study.losses import clipped_gradient, exponential_sigmoid_gradient
-from xor_study.statistics import holm, paired, two_samples, wilson
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def test_wilson_is_the_interval_of_its_formula() -> None:
-    """(p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.959964."""
-    z, p, n = 1.959963984540054, 31 / 200, 200
-    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    ends = [(p + z * z / (2 * n) + sign * half) / (1 + z * z / n) for sign in (-1, 1)]
-    assert wilson(31, 200) == pytest.approx(ends)
-    assert wilson(0, 400)[0] == 0
-    assert wilson(400, 400)[1] == 1
-
-
-def test_fishers_test_of_the_lady_tasting_tea() -> None:
-    """Fisher (1935): 3 of 4 cups right in both kinds has p = 34/70 two-sided."""
-    assert two_samples((3, 1), (4, 4)) == pytest.approx(34 / 70)
-
-
-def test_mcnemar_counts_discordant_pairs_only() -> None:
-    """6 against 1 discordant pairs: 2 (C(7,0) + C(7,1)) / 2^7."""
-    first = [True] * 6 + [False] + [True] * 20 + [False] * 9
-    second = [False] * 6 + [True] + [True] * 20 + [False] * 9
-    assert paired(first, second) == pytest.approx(2 * 8 / 128)
-
-
-def test_holm_multiplies_by_what_is_left() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+from xor_study.statistics import wilson
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +102,7 @@ def test_the_anatomy_ends_with_infinity_times_zero(study: tuple[pd.DataFrame, pd
     assert before["gradient"].notna().all()
     killed = last[last["gradient"].isna()]
     assert len(killed) >= 1
-    assert (killed["logit"] < -figures.OVERFLOW).all()
+    assert (killed["logit"] < -OVERFLOW).all()
     assert (killed["exponential"] == np.inf).all()
     assert (killed["upstream"] == 0).all()
     assert (killed["prediction"] == 0).all()  # so e^-z p is infinity times 0 already
@@ -167,39 +136,4 @@ def test_the_plateau_is_that_of_the_loss() -> None:
             "output.bias": np.full(1, -80.0),
         },
     )
-    assert result.runs["initial_loss"].iloc[0] == pytest.approx(figures.PLATEAU, rel=1e-6)
-
-
-def test_the_scripts_go_from_a_small_study_to_its_figure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The seeds are three of those that go to NaN earliest at SGD 0.01."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    grid = ["-m", "study=mechanism", "seed=353,11,166", "epochs=1", "iterations=500", "hydra.sweep.dir=study"]
-    monkeypatch.setattr(sys, "argv", ["xor-study", *grid])
-    run.main()
-    scripts = {name: runpy.run_path(str(ROOT / f"scripts/{name}.py")) for name in ("mechanism", "figures")}
-    monkeypatch.setattr(sys, "argv", ["mechanism.py", "study", "--out", "out"])
-    scripts["mechanism"]["main"]()
-    printed = capsys.readouterr().out
-    assert "No rate given is the same run as lr=0.01" in printed
-    assert {path.name for path in Path("out").iterdir()} == {
-        *(f"{name}.csv" for name in ("cells", "repairs", "rates", "curves", "anatomy")),
-        "provenance.json",
-    }
-    anatomy = pd.read_csv("out/anatomy.csv", dtype=str, keep_default_na=False)
-    assert set(anatomy["gradient"].tail(4)) == {"nan"}
-    tables = [pd.read_csv(f"out/{name}.csv") for name in ("curves", "cells", "anatomy")]
-    for stem in ("one", "two"):
-        figures.save(figures.mechanism(*tables, [("axon_0_6_1", 0.1, np.ones(200, np.float32))]), Path(stem))
-    for kind in ("png", "pdf"):
-        assert Path(f"one.{kind}").read_bytes() == Path(f"two.{kind}").read_bytes()
-    monkeypatch.setattr(sys, "argv", ["mechanism.py", "nowhere"])
-    with pytest.raises(SystemExit) as ended:
-        scripts["mechanism"]["main"]()
-    assert ended.value.code == 1
-    monkeypatch.setattr(sys, "argv", ["figures.py", "nothing"])
-    with pytest.raises(SystemExit) as ended:
-        scripts["figures"]["main"]()
-    assert ended.value.code == 2
+    assert result.runs["initial_loss"].iloc[0] == pytest.approx(PLATEAU, rel=1e-6)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import hydra
+import numpy as np
 import pytest
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 from hydra_plugins.xor_study_sweeper import XORStudySweeper
 from xor_study import RunSpec, StudyError
 from xor_study.plan import CONFIG_DIR, Plan, plan, register
-from xor_study.spec import FIELDS, GROUPS, OWN, run_ids
+from xor_study.spec import FIELDS, GROUPS, OWN, distinct_rows, run_ids
 
 
 @pytest.fixture
@@ -103,6 +104,28 @@ def test_interpolations_are_resolved_after_the_axes(loader: ConfigLoader) -> Non
 def test_relative_interpolations_too(loader: ConfigLoader) -> None:
     planned = sweep(loader, "optimizer.momentum=0.1,0.2", "optimizer.weight_decay=${.momentum}")
     assert planned.table["optimizer_weight_decay"].tolist() == [0.1, 0.2]
+
+
+STUDIES = sorted(path.stem for path in (CONFIG_DIR / "study").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_is_planned(loader: ConfigLoader, study: str) -> None:
+    """With the same seeds, from 0 without a gap, in every cell."""
+    table = sweep(loader, f"study={study}").table
+    cells, _ = distinct_rows((table[field] for field in FIELDS if field != "seed"), len(table))
+    for seeds in np.split(table["seed"].to_numpy()[np.argsort(cells, kind="stable")], np.cumsum(np.bincount(cells)))[
+        :-1
+    ]:
+        assert sorted(seeds) == list(range(len(seeds)))
+        assert len(seeds) in (100, 400, 1000)
+
+
+def test_all_holds_every_other_study_once(loader: ConfigLoader) -> None:
+    whole = sweep(loader, "study=all", "seed=0")
+    parts = sweep(loader, f"study={','.join(name for name in STUDIES if name != 'all')}", "seed=0")
+    assert set(run_ids(whole.table)) == set(run_ids(parts.table))
+    assert whole.table.shape == whole.table.drop_duplicates().shape
 
 
 def test_a_study_is_a_grid_whose_axes_can_be_overridden(loader: ConfigLoader) -> None:

@@ -165,7 +165,8 @@ class Recorder:
             history = {name: _numpy(torch.cat(part)) for name, part in parts}
         epoch_losses = _numpy((self._epochs / self.cohort.iterations).T)
         measured = measures(self.cohort, self.members, gathered)
-        losses = self._losses.T.to(self.cohort.program.x1.dtype).cpu().numpy()
+        wide = self.cohort.program.x1.dtype == torch.float64
+        losses = self._losses.T.to(torch.float64 if wide else torch.float32).cpu().numpy()
         return Recorded(measured, self._steps, losses, epoch_losses, history, self._snapshots)
 
 
@@ -279,7 +280,7 @@ class Recorded:
     Attributes:
         measures: the columns `MEASURES`.
         steps: the steps whose losses are recorded.
-        losses: at these steps, shape (runs, len(steps)), of the runs' own dtype.
+        losses: at these steps, shape (runs, len(steps)), of the runs' own dtype but at least float32.
         epoch_losses: mean of each epoch, shape (runs, epochs).
         history: all that was noted of every step, shape (steps, runs) each, if it was asked for.
         snapshots: the steps in detail that were asked for, by number.

@@ -6,24 +6,27 @@ configuration is composed once for each combination of group choices, and the ot
 
 from __future__ import annotations
 
+import copy
 import difflib
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, OverrideType, QuotedString, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, QuotedString, RangeSweep
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -32,7 +35,7 @@ from xor_study.catalogue import StudyError, show, suggestion
 from xor_study.engines import check_compilable, check_device, check_engine
 from xor_study.spec import DECLARED, FIELDS, GROUPS, KEYS, OWN, distinct_rows, key_of, plain, table_of
 
-CONFIG_NAME = "config"
+CONFIG_NAME, VERSION_BASE = "config", "1.3"
 SETTINGS = ("engine", "device", "threads", "log")
 """What is the same for a whole sweep and no part of a run."""
 
@@ -44,6 +47,9 @@ CHOICES = (*GROUPS, "activation")
 
 MOST_RUNS = 10**7
 """Of one sweep: about the memory that its table takes, 4 GB."""
+
+NAMED: dict[str, Collection[str]] = {"activation.hidden": HIDDEN_ACTIVATIONS, "activation.output": OUTPUT_ACTIVATIONS}
+"""Keys that are no group and whose values are names all the same."""
 
 STUDY = "study"
 """The config group of named grids, for sweeps only."""
@@ -228,6 +234,17 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
     return replace(grids[0], table=distinct, axes=axes, duplicates=len(table) - len(distinct))
 
 
+def study_table(overrides: Sequence[str]) -> pd.DataFrame:
+    """Return the checked runs of a sweep that is no Hydra application's.
+
+    Raises:
+        StudyError: if anything is wrong with any run.
+    """
+    register()
+    with initialize_config_dir(str(CONFIG_DIR), version_base=VERSION_BASE):
+        return plan(GlobalHydra.instance().config_loader(), overrides, sweep=True).table
+
+
 def for_hydra(overrides: Sequence[str], loader: ConfigLoader) -> list[str]:
     """Return a sweep's overrides as Hydra takes them: a parameter of a group as a sweep over one value.
 
@@ -257,27 +274,35 @@ def _grids(override: Override, loader: ConfigLoader, config_name: str, sweep: bo
     if not sweep:
         raise StudyError(f"{show(override.input_line)}: a study is many runs; add -m (--multirun)")
     names = _axis(override, allowed=True) if override.is_sweep_override() else [_plain(override.value())]
-    grids = []
-    for name in names:
-        _check_choice(STUDY, name, loader)
-        found = OmegaConf.to_container(_compose(loader, config_name, [f"{STUDY}={name}"], {})[STUDY])
-        grids += _lines(str(name), found)
-    return grids
+    return [grid for name in names for grid in _grids_of_file(name, loader, config_name)]
 
 
-def _lines(name: str, found: Any) -> list[list[str]]:
-    """Return the grids of a study file as overrides: a list is an axis, a text is what one would type."""
-    given = found.get("grids") if isinstance(found, dict) else None
-    if not isinstance(given, list) or not given or not all(isinstance(grid, dict) for grid in given):
-        raise StudyError(f"{STUDY}={name}: its file must have `grids`, a list of mappings from keys to values")
+def _grids_of_file(name: str, loader: ConfigLoader, config_name: str, within: tuple[str, ...] = ()) -> list[list[str]]:
+    """Return the grids of a study file, or of the studies that it lists."""
+    _check_choice(STUDY, name, loader)
+    found = OmegaConf.to_container(_compose(loader, config_name, [f"{STUDY}={name}"], {})[STUDY])
+    given = found if isinstance(found, dict) and len(found) == 1 else {}
+    grids, studies = given.get("grids"), given.get("studies")
+    if isinstance(grids, list) and grids and all(isinstance(grid, dict) for grid in grids):
+        return [_line(grid) for grid in grids]
+    if not isinstance(studies, list) or not studies:
+        must = "must have `grids`, a list of mappings from keys to values, or `studies`, a list of other files' names"
+        raise StudyError(f"{STUDY}={name}: its file {must}")
+    if name in within:
+        raise StudyError(f"{STUDY}={name}: its file lists itself, by way of {', '.join(within)}")
+    deeper = (*within, name)
+    return [grid for study in studies for grid in _grids_of_file(str(study), loader, config_name, deeper)]
+
+
+def _line(grid: Mapping[str, Any]) -> list[str]:
+    """Return a grid as overrides: a list is an axis, a text is what one would type."""
     typed = {None: "null", True: "true", False: "false"}
 
     def text(value: Any) -> str:
         return typed[value] if value is None or isinstance(value, bool) else str(value)
 
     return [
-        [f"{key}={','.join(map(text, value if isinstance(value, list) else [value]))}" for key, value in grid.items()]
-        for grid in given
+        f"{key}={','.join(map(text, value if isinstance(value, list) else [value]))}" for key, value in grid.items()
     ]
 
 
@@ -297,10 +322,7 @@ def _grid(loader: ConfigLoader, overrides: Sequence[str], sweep: bool, config_na
     value_axes = {key: axes[key] for key in axes if key not in CHOICES}
     strides = _strides(axes)
     combinations = list(itertools.product(*(enumerate(axes[key]) for key in group_axes)))
-    configs = [
-        _compose(loader, config_name, fixed, {key: v for key, (_, v) in zip(group_axes, combination, strict=True)})
-        for combination in combinations
-    ]
+    configs = _composed(loader, config_name, fixed, {key: axes[key] for key in group_axes})
     seeds = None if any(_references(config, axes) for config in configs) else value_axes.pop("seed", None)
     frames, places, settings = [], [], {}
     for config, combination in zip(configs, combinations, strict=True):
@@ -334,10 +356,12 @@ def _axis(override: Override, allowed: bool) -> list[Any]:
         raise StudyError(
             f"{show(text)}: needs another sweeper; here use a list (a,b,c), range(start,stop,step) or glob(*)"
         )
-    if isinstance(override._value, Glob) and key not in (*CHOICES, STUDY):
-        raise StudyError(f"{show(text)}: glob only chooses from a group ({', '.join(CHOICES)})")
+    given = override._value
+    if isinstance(given, Glob) and key not in (*CHOICES, STUDY):
+        if key not in NAMED:
+            raise StudyError(f"{show(text)}: glob chooses among names ({', '.join([*CHOICES, *NAMED])})")
+        override = replace(override, _value=ChoiceSweep(list=given.filter(list(NAMED[key]))))
     try:
-        given = override._value
         lazy = given.range() if isinstance(given, RangeSweep) and not given.shuffle else None
         iterator = iter(lazy) if lazy is not None else override.sweep_iterator()
         values = [_plain(value) for value in itertools.islice(iterator, MOST_RUNS + 1)]
@@ -374,6 +398,41 @@ def _activation_hint(value: str, known: Sequence[str]) -> str:
     guess = f"; did you mean {near[0]}?" if near else ""
     hidden, output = ", ".join(HIDDEN_ACTIVATIONS), ", ".join(OUTPUT_ACTIVATIONS)
     return f"{guess} (known: HIDDEN_OUTPUT with HIDDEN one of {hidden} and OUTPUT one of {output})"
+
+
+def _composed(
+    loader: ConfigLoader, config_name: str, fixed: Sequence[str], axes: Mapping[str, Sequence[str]]
+) -> list[DictConfig]:
+    """Return the configuration of each combination of choices, the last axis varying fastest.
+
+    Composing takes long, so where choices bring nothing but their own group's node, each is composed only once.
+    """
+    first = {key: choices[0] for key, choices in axes.items()}
+    base = _without_hydra(_compose(loader, config_name, fixed, first))
+    nodes: dict[tuple[str, str], Any] = {}
+    for key, choices in axes.items():
+        for choice in choices:
+            chosen = first | {key: choice}
+            alone = base if chosen == first else _without_hydra(_compose(loader, config_name, fixed, chosen))
+            nodes[key, choice] = alone._get_node(key)
+            if _others(alone, key) != _others(base, key):
+                return [
+                    _without_hydra(_compose(loader, config_name, fixed, dict(zip(axes, combination, strict=True))))
+                    for combination in itertools.product(*axes.values())
+                ]
+    result = []
+    for combination in itertools.product(*axes.values()):
+        config = copy.deepcopy(base)
+        with read_write(config):
+            for key, choice in zip(axes, combination, strict=True):
+                config[key] = copy.deepcopy(nodes[key, choice])
+        result.append(config)
+    return result
+
+
+def _others(config: DictConfig, key: str) -> Any:
+    """Return all of a configuration but the node of one group, with references as they are written."""
+    return OmegaConf.to_container(OmegaConf.masked_copy(config, [str(k) for k in config if k != key]), resolve=False)
 
 
 def _compose(loader: ConfigLoader, config_name: str, fixed: Sequence[str], chosen: Mapping[str, str]) -> DictConfig:

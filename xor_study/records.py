@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import itertools
 import subprocess
@@ -75,7 +76,10 @@ def runs_table(result: Result) -> pd.DataFrame:
 
 
 def write_table(path: Path, table: pd.DataFrame) -> Path:
-    """Write a table as CSV: None and <NA> as empty cells, NaN and infinity of a float column as `nan` and `inf`."""
+    """Write a table as CSV: None and <NA> as empty cells, NaN and infinity of a float column as `nan` and `inf`.
+
+    A path that ends in `.gz` is compressed, to the same bytes for the same table.
+    """
 
     def write(stream: IO[bytes]) -> None:
         text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
@@ -84,7 +88,11 @@ def write_table(path: Path, table: pd.DataFrame) -> Path:
             text.write("\n".join([*_lines(table.iloc[start : start + ROWS_AT_ONCE]), ""]))
         text.detach()
 
-    return write_atomically(path, write)
+    def compress(stream: IO[bytes]) -> None:
+        with gzip.GzipFile("", "wb", fileobj=stream, mtime=0) as packed:
+            write(packed)  # type: ignore[arg-type]
+
+    return write_atomically(path, compress if path.suffix == ".gz" else write)
 
 
 ROWS_AT_ONCE = 50_000
@@ -107,7 +115,9 @@ def _lines(table: pd.DataFrame) -> Iterator[str]:
 def _texts(column: pd.Series[Any]) -> str | Iterable[str]:
     """Return a column as it is written: floats as short as they can be, None as nothing; one text if all are equal."""
     kind = column.dtype.kind if isinstance(column.dtype, np.dtype) else ""
-    if kind in "iuf" and column.head(100).nunique(dropna=False) > 50:  # such as measures: no search for equal ones
+    if (
+        kind in ("i", "u", "f") and column.head(100).nunique(dropna=False) > 50
+    ):  # such as measures: no search for equal ones
         return _numbers(column.to_numpy())
     if column.dtype == object and column.head(100).is_unique:  # such as identities: no search for equal ones
         return [_quoted(value) for value in column]
@@ -136,10 +146,11 @@ def _quoted(value: Any) -> str:
     return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text
 
 
-def read_runs(folder: Path) -> pd.DataFrame:
-    """Return `runs.csv` of a folder; step numbers that are missing are <NA>."""
+def read_runs(folder: Path, name: str = RUNS) -> pd.DataFrame:
+    """Return the table of runs in a folder; step numbers that are missing are <NA>."""
     text, whole = ("run_id", "git_commit", "batch"), ("solved_step", "first_nonfinite_step")
-    return pd.read_csv(folder / RUNS, dtype=dict.fromkeys(text, "str") | dict.fromkeys(whole, "Int64"))
+    types = dict.fromkeys(text, "str") | dict.fromkeys(whole, "Int64")
+    return pd.read_csv(folder / name, dtype=types, low_memory=False)  # in one piece, or its columns get mixed types
 
 
 def read_losses(folder: Path) -> pd.DataFrame:

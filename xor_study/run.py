@@ -30,8 +30,6 @@ from xor_study.catalogue import StudyError
 from xor_study.engines import check_device, check_engine
 from xor_study.spec import table_of
 
-VERSION_BASE = "1.3"
-
 
 def main() -> None:
     """Run what the command line asks for; end with exit code 1 and one line if it can't be done."""
@@ -42,7 +40,9 @@ def main() -> None:
     try:
         _register()
         sys.argv[1:] = _check(arguments)
-        hydra.main(version_base=VERSION_BASE, config_path=str(plan.CONFIG_DIR), config_name=plan.CONFIG_NAME)(_task)()
+        hydra.main(version_base=plan.VERSION_BASE, config_path=str(plan.CONFIG_DIR), config_name=plan.CONFIG_NAME)(
+            _task
+        )()
     except (StudyError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         _fail(error)
     except KeyboardInterrupt:
@@ -83,7 +83,7 @@ def _check(arguments: argparse.Namespace) -> list[str]:
     overrides = list(arguments.overrides)
     config_dir = Path(arguments.config_path or plan.CONFIG_DIR).absolute()
     config_name = arguments.config_name or plan.CONFIG_NAME
-    with hydra.initialize_config_dir(str(config_dir), version_base=VERSION_BASE):
+    with hydra.initialize_config_dir(str(config_dir), version_base=plan.VERSION_BASE):
         loader = GlobalHydra.instance().config_loader()
         if arguments.config_dir:
             loader = _with_folder(loader, Path(arguments.config_dir))

@@ -42,9 +42,11 @@ GROUPS: dict[str, Catalogue[Any]] = {
 }
 """The groups whose choice is a field of its own name, and whose parameters are `<group>_<parameter>`."""
 
-PRECISIONS = ("float64", "float32")
+LARGEST = {"float64": float(np.finfo(np.float64).max), "float32": float(np.finfo(np.float32).max)}
+LARGEST |= {"bfloat16": (2 - 2**-7) * 2.0**127, "float16": float(np.finfo(np.float16).max)}
+"""The largest finite number of each precision that a run can have."""
+
 MOST_STEPS = 10**8
-LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ class _Choices:
     batch: Annotated[int | str, Interval(1, 65536, also="full")] = 32
     epochs: Annotated[int, Interval(1, 10**5)] = 10
     iterations: Annotated[int, Interval(1, MOST_STEPS)] = 1000
-    dtype: Annotated[str, OneOf(PRECISIONS)] = "float32"
+    dtype: Annotated[str, OneOf(tuple(LARGEST))] = "float32"
     seed: Annotated[int, Interval(0, 2**63 - 1)] = 0
 
     def __post_init__(self) -> None:
@@ -135,7 +137,7 @@ class RunSpec(_Fields):
         hidden: width of the hidden layer.
         batch: random samples a step, or "full" for the four corners once each.
         epochs, iterations: the run takes epochs x iterations steps; an epoch is only what a mean is reported of.
-        dtype: "float32" or "float64".
+        dtype: what everything is computed in: "float64", "float32", "bfloat16" or "float16".
         seed: decides the initial draws and the batches, the same in every run that shares it.
 
     Raises:
@@ -239,8 +241,8 @@ _OF_A_PROGRAM = ["lr", *(field for field in DECLARED if not field.startswith("in
 
 def _check_representable(field: str, value: Any, dtype: str) -> None:
     """Raise StudyError if a number of a step is beyond the type that the step computes in."""
-    if dtype == "float32" and isinstance(value, float) and abs(value) > LARGEST_FLOAT32:
-        raise StudyError(f"{key_of(field)}={show(value)}: beyond float32, must be at most {LARGEST_FLOAT32:.3g}")
+    if isinstance(value, float) and abs(value) > LARGEST[dtype]:
+        raise StudyError(f"{key_of(field)}={show(value)}: beyond {dtype}, must be at most {LARGEST[dtype]:.3g}")
 
 
 def _check_together(values: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from xor_study.outcome import OUTCOMES, running_mean
 from xor_study.spec import OWN, key_of
 
 COLOURS = {"solved": "green", "unsolved": "yellow", "diverged": "magenta", "nonfinite": "red"}
+VERDICT_COLOURS = {"supported": "green", "refuted": "red", "not the cause": "blue", "undecided": "yellow"}
 MOST_ROWS = 200
 
 
@@ -163,3 +164,23 @@ def _columns(runs: pd.DataFrame, axis: str) -> list[str]:
 
 def _share(count: int, runs: int, colour: str) -> str:
     return f"[{colour}]{count} ({count / runs:.0%})[/]" if count else "-"
+
+
+def show_claims(claims: pd.DataFrame) -> None:
+    """Print the verdict on each claim with its effect, its interval, and one sentence."""
+    table = Table(
+        "claim", Column("verdict", no_wrap=True), Column("effect (95 %)", no_wrap=True), "in plain words", box=None
+    )
+    for row in claims.to_dict("records"):
+        effect = f"{row['effect']:.3g} ({row['low']:.3g} to {row['high']:.3g})"
+        table.add_row(row["claim"], f"[{VERDICT_COLOURS[row['verdict']]}]{row['verdict']}[/]", effect, row["sentence"])
+    console().print(table)
+
+
+def show_differences(table: pd.DataFrame) -> None:
+    """Print what differs, if anything does."""
+    if len(table):
+        printed = Table(*table.columns, box=None)
+        for row in table.astype(str).itertuples(index=False):
+            printed.add_row(*map(str, row))
+        console().print(printed)

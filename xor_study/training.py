@@ -24,9 +24,9 @@ from xor_study.initializers import INITIALIZERS
 from xor_study.losses import LOSSES, Loss
 from xor_study.network import XORNetwork, empty_network
 from xor_study.optimizers import CLIPPINGS, OPTIMIZERS, Clipping, Number, Optimizer, Schedule, State
-from xor_study.spec import DECLARED, OWN, distinct_rows, parameters_of_group
+from xor_study.spec import DECLARED, LARGEST, OWN, distinct_rows, parameters_of_group
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
+DTYPES = {name: getattr(torch, name) for name in LARGEST}
 
 
 class Observation(NamedTuple):

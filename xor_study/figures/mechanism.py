@@ -1,15 +1,10 @@
-"""Figures, one function each: they take tables and arrays, return a matplotlib figure, and know no torch."""
+"""The figure of the mechanism: what makes the network diverge and what makes it NaN."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import matplotlib
-
-matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,95 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
-COLUMN = 3.4
-"""Width of a paper's column in inches."""
-
-BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
-"""Of Okabe and Ito's palette, which colour-blind readers can tell apart."""
-
-_STYLE: Any = {
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 200,
-}
-
-
-def loss_curve(history: pd.DataFrame, title: str) -> Figure:
-    """Return the loss of one run over its steps: every step thin, the mean of each epoch thick.
-
-    Args:
-        history: columns step, epoch and loss.
-        title: what run it is.
-    """
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(COLUMN, 2.3))
-        finite = history[np.isfinite(history["loss"])]
-        axes.plot(finite["step"], finite["loss"], color=BLUE, alpha=0.35, linewidth=0.4, label="each step")
-        epochs = history.groupby("epoch")[["step", "loss"]].mean()
-        epochs = epochs[np.isfinite(history.groupby("epoch")["loss"].sum(skipna=False))]
-        marker = "o" if len(epochs) < 30 else ""
-        axes.plot(epochs["step"], epochs["loss"], color="black", marker=marker, markersize=3, label="mean of an epoch")
-        if len(finite) < len(history):
-            onset = history.loc[~np.isfinite(history["loss"]), "step"].iloc[0]
-            axes.axvline(onset, color=ORANGE, linestyle="--", label=f"loss not finite from step {onset}")
-        if len(finite) and finite["loss"].max() > 20 * max(finite["loss"].median(), 1e-12) and finite["loss"].min() > 0:
-            axes.set_yscale("log")
-        axes.set(xlabel="step", ylabel="loss", title=title)
-        axes.legend()
-    return figure
-
-
-def decision_boundary(
-    predictions: NDArray[np.float64], extent: tuple[float, float], threshold: float, title: str
-) -> Figure:
-    """Return a network's prediction over the plane, with its decision boundary and the four corners.
-
-    Args:
-        predictions: shape (n, n), row by x2, column by x1, on an even grid.
-        extent: the smallest and the largest coordinate of the grid, on both axes.
-        threshold: the value on the boundary.
-        title: what run it is.
-    """
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(COLUMN, 2.9))
-        grid = np.linspace(*extent, len(predictions))
-        finite = np.isfinite(predictions).all()
-        if finite:
-            away = max(float(np.abs(predictions - threshold).max()), 1e-12)
-            span = min(away, 1.0) if threshold == 0 else 0.5
-            shades = axes.pcolormesh(
-                grid, grid, predictions, cmap="PuOr_r", vmin=threshold - span, vmax=threshold + span, rasterized=True
-            )
-            figure.colorbar(shades, ax=axes, label="prediction")
-            if predictions.min() < threshold < predictions.max():
-                axes.contour(grid, grid, predictions, levels=[threshold], colors="black", linewidths=1)
-        else:
-            axes.text(0.5, 0.5, "the predictions\nare not finite", ha="center", va="center")
-        for x1, x2, marker, label in (((0, 1), (0, 1), "o", "false"), ((0, 1), (1, 0), "s", "true")):
-            axes.scatter(
-                x1,
-                x2,
-                marker=marker,
-                s=36,
-                facecolor="white",
-                edgecolor="black",
-                label=label,
-                zorder=3,
-                clip_on=False,
-            )
-        axes.set(xlabel="x1", ylabel="x2", title=title, xlim=extent, ylim=extent, aspect="equal")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-    return figure
-
-
-Trace = tuple[str, float, NDArray[np.float32]]
-"""Of the real Axon with SGD: version, rate and the loss of each step."""
+from xor_study.figures.style import BLUE, COLUMN, GREEN, GREY, ORANGE, OUTCOME_COLOURS, OUTCOME_HATCHES, STYLE
 
 PLATEAU = -math.log(2e-7) / 2
 """Axon's clipped cross-entropy where every probability is 0: half of the targets are 1 and cost -log(2 eps) each."""
@@ -114,15 +22,12 @@ PLATEAU = -math.log(2e-7) / 2
 OVERFLOW = 88.72
 """e^x is infinite in float32 beyond this x, the logarithm of its largest number."""
 
-OUTCOME_COLOURS = {"solved": "#009e73", "unsolved": "#f0e442", "diverged": "#e69f00", "nonfinite": "#d55e00"}
-OUTCOME_HATCHES = {"solved": "", "unsolved": "...", "diverged": "///", "nonfinite": "xxx"}
-
 
 def mechanism(
     curves: pd.DataFrame,
     cells: pd.DataFrame,
     anatomy: pd.DataFrame,
-    traces: Sequence[Trace],
+    axon_losses: pd.DataFrame,
 ) -> Figure:
     """Return what makes the network diverge and what makes it NaN, in three panels.
 
@@ -130,13 +35,13 @@ def mechanism(
         curves: of `mechanism.curves`.
         cells: of `mechanism.cells`.
         anatomy: of `mechanism.anatomy`.
-        traces: of the real Axon.
+        axon_losses: what the real Axon did with SGD: columns version, seed, lr, step and loss, while it is finite.
     """
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(COLUMN, 8.2))
         panels: Any = figure.subfigures(3, 1, height_ratios=(2.5, 2.9, 2.8))
         top, middle, bottom = panels
-        _loss_curves(top.subplots(), curves, traces)
+        _loss_curves(top.subplots(), curves, axon_losses)
         _outcome_bars(middle.subplots(), cells)
         _last_steps(bottom.subplots(2, 1, sharex=True), anatomy)
         titles = (
@@ -158,7 +63,7 @@ def _switched(table: pd.DataFrame, visible: bool, clip: str, sigmoid: str) -> pd
     ]
 
 
-def _loss_curves(axes: Axes, curves: pd.DataFrame, traces: Sequence[Trace]) -> None:
+def _loss_curves(axes: Axes, curves: pd.DataFrame, axon_losses: pd.DataFrame) -> None:
     styles = (("axon_0_6_1", False, ORANGE, "broken (0.6.1)"), ("axon_0_7_0", True, BLUE, "sound (0.7.0)"))
     for version, visible, colour, label in styles:
         for lr, line in ((0.01, "-"), (0.1, "--")):
@@ -166,9 +71,9 @@ def _loss_curves(axes: Axes, curves: pd.DataFrame, traces: Sequence[Trace]) -> N
             cell = of_cell[(of_cell["optimizer"] == "sgd") & (of_cell["lr"] == lr)]
             axes.plot(cell["step"], cell["median"], line, color=colour, label=f"{label}, lr {lr:g}")
             axes.fill_between(cell["step"], cell["low"], cell["high"], color=colour, alpha=0.2, linewidth=0)
-            real = [loss for name, rate, loss in traces if name == version and rate == lr]
-            for loss in real:
-                finite = int(np.isfinite(loss).sum())
+            real = axon_losses[(axon_losses["version"] == version) & (axon_losses["lr"] == lr)]
+            for _, trace in real.groupby("seed"):
+                loss, finite = trace["loss"].to_numpy(), len(trace)
                 steps = np.union1d(cell["step"][cell["step"] <= finite], np.arange(max(1, finite - 4), finite + 1))
                 marker = "o" if lr == 0.01 else "s"
                 axes.plot(steps, loss[steps - 1], marker, color=colour, markersize=2.6, fillstyle="none", linewidth=0)
@@ -244,17 +149,3 @@ def _last_steps(both: Sequence[Axes], anatomy: pd.DataFrame) -> None:
     lower.set_yscale("symlog", linthresh=1e-44)
     lower.set(xlabel="step", ylabel="of the corner\nthat breaks", ylim=(-1e-45, 1e47), yticks=(0, 1e-30, 1, 1e30))
     lower.legend(ncols=3, handlelength=1.2, columnspacing=1, loc="upper left", bbox_to_anchor=(0.0, 0.9))
-
-
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as PNG and PDF with the same bits for the same data, and close it.
-
-    Returns:
-        The paths.
-    """
-    paths = [stem.with_suffix(".png"), stem.with_suffix(".pdf")]
-    with plt.rc_context(_STYLE):
-        figure.savefig(paths[0], metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"CreationDate": None, "Producer": None, "Creator": None})
-    plt.close(figure)
-    return paths

@@ -1,0 +1,93 @@
+"""The page: complete, self-contained, and alive in a browser."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from xor_study.claims import CLAIMS
+from xor_study.figures import FIGURES
+from xor_study.report import CAPTIONS, MARKDOWN, PAGE
+from xor_study.reproduce import REFERENCE, read_table
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian's package chromium)")
+
+
+def test_both_pages_say_every_claim_with_its_verdict_and_command() -> None:
+    claims = read_table(REFERENCE, "claims").set_index("claim")
+    page, markdown = (html.unescape((REFERENCE / name).read_text()) for name in (PAGE, MARKDOWN))
+    for name, claim in CLAIMS.items():
+        for text in (name, claims["sentence"][name], f"python -m xor_study.run -m study={claim.studies}"):
+            assert text in page
+            assert text in markdown
+        assert f"`{name}`" in markdown
+        assert f"**{claims['verdict'][name]}**" in markdown
+
+
+def test_every_figure_stands_in_both_pages() -> None:
+    assert CAPTIONS.keys() == FIGURES.keys()
+    page, markdown = ((REFERENCE / name).read_text() for name in (PAGE, MARKDOWN))
+    for name in FIGURES:
+        assert f'<figure id="{name}"><img alt="{name}" src="data:image/png;base64,' in page
+        assert f"![{name}](figures/{name}.png)" in markdown
+        assert (REFERENCE / "figures" / f"{name}.png").is_file()
+
+
+def test_the_page_asks_for_nothing_outside_itself() -> None:
+    page = (REFERENCE / PAGE).read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
+    assert not re.findall(r"@import|url\(|fetch\(|XMLHttpRequest|<!--", page)
+
+
+def test_the_picker_has_the_counts_of_the_cells() -> None:
+    page = (REFERENCE / PAGE).read_text()
+    data = json.loads(re.search(r"const data = (.*);\n", page)[1])  # type: ignore[index]
+    cells = read_table(REFERENCE, "cells")
+    (chosen,) = (
+        cell for cell in data["cells"] if cell[:5] == ["sgd", "0.1", "glorot_uniform", "axon 0.6.1", "tanh, sigmoid"]
+    )
+    found = cells[(cells["optimizer"] == "sgd") & (cells["lr"] == 0.1) & (cells["loss.logits_visible"] == False)]  # noqa: E712
+    found = found[(found["loss.clip_gradient"] == "squared") & (found["loss.sigmoid_gradient"] == "exponential")]
+    found = found[found["clip"] == "none"]
+    assert len(found) == 1
+    assert chosen[5] == [int(found[f"{outcome}_runs"].iloc[0]) for outcome in data["outcomes"]]
+
+
+@needs_chromium
+def test_the_picker_works_in_a_browser(tmp_path: Path) -> None:
+    """A copy of the page tells, in its own title, what it showed before and after a choice, and any error."""
+    listener = (
+        "<script>window.errors=[];onerror=message=>errors.push(message);"
+        "console.error=(...said)=>errors.push(said.join(' '))</script>"
+    )
+    act = """<script>
+      const seen = () => [document.getElementById("legend").textContent, document.getElementById("told").textContent,
+        document.getElementById("command").textContent, document.querySelector("#curve polyline").getAttribute("points")];
+      const pick = (key, value) => { const select = document.getElementById("choose-" + key); select.value = value;
+        select.dispatchEvent(new Event("change")); return seen(); };
+      const states = [seen(), pick("loss", "binary_cross_entropy"), pick("lr", "10"), pick("init", "ones")];
+      document.body.innerHTML = ""; document.body.append(JSON.stringify({ states, errors }));
+    </script>"""
+    page = (REFERENCE / PAGE).read_text()
+    copy = tmp_path / "page.html"
+    copy.write_text(page.replace("<head>", f"<head>{listener}", 1).replace("</body>", f"{act}</body>", 1))
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync"
+    command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", copy.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    body = html.unescape(re.search(r"<body>(.*)</body>", done.stdout, re.DOTALL)[1])  # type: ignore[index]
+    found = json.loads(body)
+    assert found["errors"] == []
+    first, loss, rate, init = found["states"]
+    assert "NaN 184" in first[0]
+    assert "loss=axon_0_6_1" in first[2]
+    assert "solved 1000" in loss[0]
+    assert "diverged 1000" in rate[0]
+    assert len({state[3] for state in (first, loss, rate)}) == 3
+    assert init[1].startswith("This combination was not studied; here is the nearest that was.")
+    assert "init=ones" in init[2]

@@ -1,0 +1,79 @@
+"""Figures of a single run."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from xor_study.figures.style import BLUE, COLUMN, ORANGE, STYLE
+
+
+def loss_curve(history: pd.DataFrame, title: str) -> Figure:
+    """Return the loss of one run over its steps: every step thin, the mean of each epoch thick.
+
+    Args:
+        history: columns step, epoch and loss.
+        title: what run it is.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.3))
+        finite = history[np.isfinite(history["loss"])]
+        axes.plot(finite["step"], finite["loss"], color=BLUE, alpha=0.35, linewidth=0.4, label="each step")
+        epochs = history.groupby("epoch")[["step", "loss"]].mean()
+        epochs = epochs[np.isfinite(history.groupby("epoch")["loss"].sum(skipna=False))]
+        marker = "o" if len(epochs) < 30 else ""
+        axes.plot(epochs["step"], epochs["loss"], color="black", marker=marker, markersize=3, label="mean of an epoch")
+        if len(finite) < len(history):
+            onset = history.loc[~np.isfinite(history["loss"]), "step"].iloc[0]
+            axes.axvline(onset, color=ORANGE, linestyle="--", label=f"loss not finite from step {onset}")
+        if len(finite) and finite["loss"].max() > 20 * max(finite["loss"].median(), 1e-12) and finite["loss"].min() > 0:
+            axes.set_yscale("log")
+        axes.set(xlabel="step", ylabel="loss", title=title)
+        axes.legend()
+    return figure
+
+
+def decision_boundary(
+    predictions: NDArray[np.float64], extent: tuple[float, float], threshold: float, title: str
+) -> Figure:
+    """Return a network's prediction over the plane, with its decision boundary and the four corners.
+
+    Args:
+        predictions: shape (n, n), row by x2, column by x1, on an even grid.
+        extent: the smallest and the largest coordinate of the grid, on both axes.
+        threshold: the value on the boundary.
+        title: what run it is.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.9))
+        grid = np.linspace(*extent, len(predictions))
+        finite = np.isfinite(predictions).all()
+        if finite:
+            away = max(float(np.abs(predictions - threshold).max()), 1e-12)
+            span = min(away, 1.0) if threshold == 0 else 0.5
+            shades = axes.pcolormesh(
+                grid, grid, predictions, cmap="PuOr_r", vmin=threshold - span, vmax=threshold + span, rasterized=True
+            )
+            figure.colorbar(shades, ax=axes, label="prediction")
+            if predictions.min() < threshold < predictions.max():
+                axes.contour(grid, grid, predictions, levels=[threshold], colors="black", linewidths=1)
+        else:
+            axes.text(0.5, 0.5, "the predictions\nare not finite", ha="center", va="center")
+        for x1, x2, marker, label in (((0, 1), (0, 1), "o", "false"), ((0, 1), (1, 0), "s", "true")):
+            axes.scatter(
+                x1,
+                x2,
+                marker=marker,
+                s=36,
+                facecolor="white",
+                edgecolor="black",
+                label=label,
+                zorder=3,
+                clip_on=False,
+            )
+        axes.set(xlabel="x1", ylabel="x2", title=title, xlim=extent, ylim=extent, aspect="equal")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    return figure
