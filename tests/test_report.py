@@ -67,7 +67,8 @@ def test_the_picker_works_in_a_browser(tmp_path: Path) -> None:
     )
     act = """<script>
       const seen = () => [document.getElementById("legend").textContent, document.getElementById("told").textContent,
-        document.getElementById("command").textContent, document.querySelector("#curve polyline").getAttribute("points")];
+        document.getElementById("command").textContent,
+        document.querySelector("#curve polyline").getAttribute("points")];
       const pick = (key, value) => { const select = document.getElementById("choose-" + key); select.value = value;
         select.dispatchEvent(new Event("change")); return seen(); };
       const states = [seen(), pick("loss", "binary_cross_entropy"), pick("lr", "10"), pick("init", "ones")];
