@@ -73,7 +73,7 @@ def test_a_study_reads_back_as_it_was(trained: tuple[pd.DataFrame, pd.DataFrame]
         found = study.where("lr", "loss.clip_gradient", "loss.sigmoid_gradient", **switched, **SHORT)
         assert found["lr"].tolist() == [0.1, 50.0]
     before, after = (study.cells.astype(object).where(study.cells.notna(), None) for study in (one, other))
-    before["batch"] = before["batch"].astype(str)  # a number or "full", so a text in a file
+    before["batch"] = before["batch"].astype(str).astype(object)  # a number or "full", so a text in a file
     pd.testing.assert_frame_equal(before, after)
     assert curves(one, result.losses).equals(curves(other, read_losses(tmp_path)))
 

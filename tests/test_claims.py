@@ -11,7 +11,8 @@ from xor_study.claims import AXON, CLAIMS, NEWEST, VERDICTS, Evidence, verdicts
 from xor_study.reproduce import REFERENCE, read_table
 
 ARTICLE = """capacity symptom cause_learning_rate cause_initialization cause_loss cause_activation_pairing
-fix_newest_version fix_sgd_0_01 fix_adam practice_small_rate practice_adam_stable practice_relu practice_gradient_clipping
+fix_newest_version fix_sgd_0_01 fix_adam practice_small_rate practice_adam_stable practice_relu
+practice_gradient_clipping
 practice_initialization verify_stable verify_accurate verify_boundary advice_version_first advice_tune advice_optimizers
 advice_monitoring"""
 """The claims as the article makes them."""

@@ -27,7 +27,7 @@ import torch
 from xor_study import claims, conformance, figures, mechanism, plan, probes, records, report, terminal
 from xor_study.catalogue import StudyError
 from xor_study.cells import CELL, Study, curves, examples, seeds_of_each_cell
-from xor_study.engines import FallbackWarning, train_table
+from xor_study.engines import FallbackWarning, check_engine, train_table
 from xor_study.engines.lanes import native
 from xor_study.files import write_atomically
 from xor_study.outcome import OUTCOMES, Detail
@@ -360,6 +360,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     if not becomes_reference:
         read_provenance(options.reference)  # before minutes are spent
     axon_losses(AXON)
+    check_engine("auto", "cpu", options.threads)
     if not options.check:
         _check_out(folder)
     runs, losses = trained(options.quick, options.threads)
