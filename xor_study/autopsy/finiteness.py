@@ -188,3 +188,11 @@ def overlap(source: Tensor, result: Tensor) -> bool:
         return bool((~torch.isfinite(source.detach().expand_as(result)) & ~torch.isfinite(result.detach())).any())
     except (RuntimeError, NotImplementedError):
         return True
+
+
+def swallowed(source: Tensor, result: Tensor) -> bool:
+    """Return whether `result` is finite anywhere that `source` (broadcast to its shape) is not; False if unknown."""
+    try:
+        return bool((~torch.isfinite(source.detach().expand_as(result)) & torch.isfinite(result.detach())).any())
+    except (RuntimeError, NotImplementedError):
+        return False

@@ -49,6 +49,21 @@ _INSPECTING = {
     "ne",
     "signbit",
 }
+_MOVING = {"_to_copy", "cat", "clone", "contiguous", "copy_", "index_select", "neg", "stack"}
+_DISCARDING = {
+    # choose among values
+    *("aminmax", "amax", "amin", "argmax", "argmin", "argsort", "cummax", "cummin", "fmax", "fmin", "gather", "index"),
+    *("index_put", "index_put_", "index_select", "kthvalue", "masked_fill", "masked_fill_", "masked_scatter"),
+    *("masked_select", "max", "maximum", "median", "min", "minimum", "multinomial", "nanmedian", "nan_to_num"),
+    *("nan_to_num_", "nansum", "scatter", "scatter_", "searchsorted", "sort", "take", "topk", "tril", "triu", "where"),
+    *("max_pool2d_with_indices", "max_pool3d_with_indices", "bucketize", "count_nonzero", "nonzero", "embedding"),
+    # have a finite limit at infinity by design
+    *("atan", "clamp", "clamp_", "clamp_max", "clamp_max_", "clamp_min", "clamp_min_", "elu", "erf", "erfc", "exp"),
+    *("exp2", "exp_", "expm1", "hardsigmoid", "hardtanh", "heaviside", "log_sigmoid_forward", "logaddexp", "relu"),
+    *("logaddexp2", "logsumexp", "relu_", "sgn", "sigmoid", "sigmoid_", "sign", "softplus", "tanh", "tanh_"),
+    *("threshold", "_log_softmax", "_safe_softmax", "_softmax", "bernoulli", "_scaled_dot_product_attention_math"),
+    *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention"),
+}
 _SHAPE_ONLY = {"select_backward", "slice_backward"}
 _NUMBERS = {"number", "float", "Optional[number]", "Optional[float]"}
 _WITHOUT_VALUES = {"profiler", "prim", "c10d", "_c10d_functional"}
@@ -67,6 +82,9 @@ class Operation:
         creates: whether it makes values from no tensor's values (`full`, `rand_like`).
         inspects: whether it only asks about values (`isnan`, `==`), which is not reading them.
         pointwise: whether each output element depends on the input elements in the same place alone.
+        moves: whether its output holds its inputs' elements, only elsewhere.
+        discards: whether code uses it to be rid of infinities (masks, `where`, softmax, squashing functions), so that
+            one which does not come out again is no failure; 1 / infinity = 0 is.
         written: names of the arguments that it writes.
         updated: those of `written` whose old values it reads first.
         private: whether outputs after the first are for torch's own backward, not for a user.
@@ -84,6 +102,8 @@ class Operation:
     creates: bool = False
     inspects: bool = False
     pointwise: bool = False
+    moves: bool = False
+    discards: bool = False
     written: tuple[str, ...] = ()
     updated: tuple[str, ...] = ()
     private: bool = False
@@ -137,6 +157,8 @@ def describe(func: Any) -> Operation:
         creates=creates and short not in _UNINITIALISED,
         inspects=inspects,
         pointwise=torch.Tag.pointwise in func.tags,
+        moves=short in _MOVING,
+        discards=short in _DISCARDING,
         written=written,
         updated=updated,
         private=short.startswith(("_", "native_", "cudnn_", "miopen_", "mkldnn_")),

@@ -31,7 +31,8 @@ class Event:
             that the code itself asked for, such as a mask's -inf.
         inputs: what went in.
         outputs: what came out.
-        reached: where it was found again: "loss", "gradient", "parameter", "Python number" or "unread".
+        reached: where it was found again: "loss", "gradient", "parameter", "Python number", "swallowed" (x / infinity = 0) or
+            "unread".
         path: the first operations, each on another line, that carried the value on.
         count: how often the same operation on the same line was at fault.
     """
@@ -250,6 +251,16 @@ _REASONS = {
 }
 
 
+_REACHED = {
+    "loss": "reached a loss",
+    "gradient": "reached a gradient",
+    "parameter": "reached a parameter",
+    "Python number": "became a Python number",
+    "swallowed": "was swallowed on the way, as in x / infinity = 0",
+    "unread": "was left without having been read",
+}
+
+
 def _story(report: Report) -> list[str]:
     event = report.first
     if event is None:
@@ -285,7 +296,5 @@ def _event_story(event: Event) -> list[str]:
     if event.path:
         lines.append("The value went on through:")
         lines += [f"  {operation}  {source}: {source.code}" if source else f"  {operation}" for operation, source in event.path]
-    unread = "nothing read it" if event.reached == ["unread"] else ""
-    reached = [place for place in event.reached if place != "unread"]
-    lines.append("It reached " + ", ".join(f"a {place}" for place in reached) + "." if reached else f"In the end {unread}.")
+    lines.append(f"Its value {', '.join(_REACHED[place] for place in event.reached)}.")
     return lines

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from xor_study.autopsy.finiteness import tensors_in
+from xor_study.autopsy.finiteness import looks_finite, tensors_in
 from xor_study.autopsy.modules import Modules
 from xor_study.autopsy.report import Report, StepSummary
 from xor_study.autopsy.watch import Watch, largest
@@ -43,9 +43,12 @@ def autopsy(
         raise ValueError(f"on_event={on_event!r}: must be 'continue' or 'raise'")
     session = _Session(Report(keep), on_event == "raise", frozenset(allow))
     with session.hooks(), session.watch:
-        yield session.report
-        session.finish()
-    session.close()
+        try:
+            yield session.report
+        except BaseException:
+            session.finish(raising=False)
+            raise
+        session.finish(raising=True)
 
 
 class _Session:
@@ -73,13 +76,11 @@ class _Session:
             for handle in handles:
                 handle.remove()
 
-    def finish(self) -> None:
+    def finish(self, raising: bool) -> None:
         if self._summary.loss is not None or self._summary.largest:
             self.report.history.append(self._summary)
+        self.watch.raising &= raising  # an error that is on its way already is not to be replaced
         self.watch.sweep(final=True)
-
-    def close(self) -> None:
-        pass
 
     def _see_loss(self, loss: Tensor) -> None:
         self._summary.loss = float(loss.detach())
@@ -99,6 +100,9 @@ class _Session:
         with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
             norms = torch._foreach_norm(gradients)
             self._summary.gradient_norm = torch.stack(norms).norm().item() if norms else None
+            if optimizer not in self._steps:  # what was not finite before is not the optimizer's doing
+                strange = [p for p in parameters if not looks_finite(p)]
+                self.watch.not_finite_before |= {id(p) for p in strange if not self.watch.verdicts.value_of(p)}
         self.watch.check_gradients(gradients)
         self.watch.updating = True
 

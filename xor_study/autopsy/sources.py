@@ -130,7 +130,7 @@ def look_at_stack(frame: FrameType | None) -> Stack:
         seen.add(kind)
         if kind == _USER:
             sources.append(_source(frame.f_code, frame.f_lasti))
-        elif kind == _ROOT:
+        elif kind in (_ROOT, _COMPILER):
             names.add(frame.f_code.co_name)
         if kind in (_USER, _GRAPH) and len(sources) >= 8:
             break
@@ -141,7 +141,7 @@ def look_at_stack(frame: FrameType | None) -> Stack:
         update=_UPDATE in seen,
         printing=_PRINTING in seen,
         root="_make_grads" in names,
-        compiled=_COMPILER in seen,
+        compiled="compile_wrapper" in names,
     )
 
 

@@ -2,8 +2,8 @@
 
 Each storage that holds such a value is registered with the candidates that its value comes from. An operation that reads
 it hands these on to outputs that are not finite; where all are finite, it has discarded them. A candidate is confirmed
-where a value of it reaches a loss, a gradient, a parameter or a Python number, or is dropped or left without having been
-read.
+where a value of it reaches a loss, a gradient, a parameter or a Python number, is dropped or left without having been read,
+or is swallowed by arithmetic: x / infinity = 0 after other operations have handed the infinity on.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class Value:
         state: the worst it holds.
         references: to the storages that share the verdict.
         made: whether an operation made it, rather than its coming from outside as it is.
+        carried: whether an operation that was no candidate itself has handed it on.
         private: whether it is an output for torch's own use.
         read: whether something has read it, to whatever end.
     """
@@ -64,6 +65,7 @@ class Value:
     state: State
     references: list[StorageWeakRef]
     made: bool
+    carried: bool = False
     private: bool = False
     read: bool = False
 
@@ -99,7 +101,15 @@ class Verdicts:
         key = _key(tensor)
         return self.values.get(key) if key is not None else None
 
-    def register(self, tensor: Tensor, taint: Iterable[Candidate], state: State, made: bool, private: bool) -> Value | None:
+    def register(
+        self,
+        tensor: Tensor,
+        taint: Iterable[Candidate],
+        state: State,
+        made: bool,
+        carried: bool = False,
+        private: bool = False,
+    ) -> Value | None:
         """Enter a tensor that is not finite, and take its taint up where its storage is known already."""
         key = _key(tensor)
         if key is None:
@@ -107,7 +117,7 @@ class Verdicts:
         known = self.values.get(key)
         candidates = set(taint) | (set(known.taint) if known else set())
         ordered = tuple(sorted(candidates, key=lambda candidate: candidate.order))
-        value = Value(ordered, state, [StorageWeakRef(tensor.untyped_storage())], made, private)
+        value = Value(ordered, state, [StorageWeakRef(tensor.untyped_storage())], made, carried, private)
         self.values[key] = value
         return value
 
@@ -126,16 +136,17 @@ class Verdicts:
             if value and not value.read:
                 self._unread(value)
 
-    def reach(self, value: Value, place: str, hold_scaled: bool = False) -> None:
+    def reach(self, value: Value, place: str, hold_scaled: bool = False, only_real: bool = False) -> None:
         """Confirm all that `value` comes from: it has reached `place`.
 
         Args:
             value: of a tensor found there.
-            place: "loss", "gradient", "parameter", "Python number" or "unread".
+            place: "loss", "gradient", "parameter", "Python number", "swallowed" or "unread".
             hold_scaled: leave out what GradScaler may still handle.
+            only_real: leave out what no operation made.
         """
         real = [candidate for candidate in value.taint if candidate.real]
-        for candidate in real or value.taint:
+        for candidate in real if real or only_real else value.taint:
             if not (hold_scaled and candidate.scaled):
                 self.confirm(candidate, place)
 

@@ -19,6 +19,7 @@ from xor_study.autopsy.finiteness import (
     looks_finite,
     numbers_in,
     overlap,
+    swallowed,
     places_of,
     state_of,
     state_of_number,
@@ -72,9 +73,10 @@ class Watch(TorchDispatchMode):
         self.step = 1
         self.updating = False
         self.scaled = False
+        self.not_finite_before: set[int] = set()
         self._modules = modules
         self._allowed = allowed
-        self._raising = raising
+        self.raising = raising
         self._on_loss = on_loss
         self._operations: dict[Any, Operation] = {}
         self._sites: dict[int, Site] = {}
@@ -169,7 +171,7 @@ class Watch(TorchDispatchMode):
         event = self._event(operation, args, kwargs, {}, [(t, state) for t in tensors_in(out)], "constant", frame)
         candidate = self.verdicts.candidate(event, state)
         for tensor in tensors_in(out):
-            self.verdicts.register(tensor, [candidate], state, made=False, private=False)
+            self.verdicts.register(tensor, [candidate], state, made=False)
 
     def _examine(
         self,
@@ -238,6 +240,9 @@ class Watch(TorchDispatchMode):
             old = before.get(id(tensor), tensor)
             if worst > State.FINITE and _passes(operation, old, results):
                 taint |= set(value.taint)
+            if value.carried and not operation.discards and not allowed and _swallows(operation, old, results, frame):
+                self.verdicts.carry((c for c in value.taint if c.real), operation.name, self._locate(frame)[0])
+                self.verdicts.reach(value, "swallowed", only_real=True)
             if operation.short == "_local_scalar_dense" and (value.made or any(c.real for c in value.taint)):
                 if any(c.real for c in value.taint) or state == State.NAN:
                     self.verdicts.reach(value, "Python number")
@@ -253,10 +258,11 @@ class Watch(TorchDispatchMode):
         if taint and not makes:
             self.verdicts.carry(taint, operation.name, self._locate(frame)[0])
         self._strike_off(operation, results, args, kwargs)
+        carried = not makes and (not operation.moves or any(value and value.carried for _, _, value in read))
         for index, (tensor, state) in enumerate(results):
             if state > State.FINITE and taint:
                 private = operation.private and index > 0
-                value = self.verdicts.register(tensor, taint, state, made=True, private=private)
+                value = self.verdicts.register(tensor, taint, state, made=True, carried=carried, private=private)
                 if value and id(tensor) in _written(operation, args, kwargs) and tensor.is_leaf and tensor.requires_grad:
                     value.read = True
                     self.verdicts.reach(value, "parameter")
@@ -267,7 +273,7 @@ class Watch(TorchDispatchMode):
         if id(tensor) in before:
             old = before[id(tensor)]
             return (state_of(old) if isinstance(old, Tensor) else old), value
-        if self.updating and tensor.is_leaf and value is None and tensor._version:
+        if self.updating and value is None and id(tensor) not in self.not_finite_before:
             return State.FINITE, None
         return state_of(tensor), value
 
@@ -301,7 +307,7 @@ class Watch(TorchDispatchMode):
         """Enter a tensor that was not finite before anything that was watched touched it."""
         event = self._event(operation, args, kwargs, before, results, "outside", frame)
         candidate = self.verdicts.candidate(event, state)
-        value = self.verdicts.register(tensor, [candidate], state, made=False, private=False)
+        value = self.verdicts.register(tensor, [candidate], state, made=False)
         return value or Value((candidate,), state, [], made=False)
 
     def _candidate(
@@ -392,7 +398,7 @@ class Watch(TorchDispatchMode):
         self._raise_if_told()
 
     def _raise_if_told(self) -> None:
-        if self._raising and self.verdicts.confirmed_new:
+        if self.raising and self.verdicts.confirmed_new:
             self.verdicts.confirmed_new = False
             raise NonFiniteError(self.report)
 
@@ -437,6 +443,19 @@ def _passes(operation: Operation, old: Tensor | State, results: list[tuple[Tenso
     if not operation.pointwise or not isinstance(old, Tensor):
         return True
     return any(state > State.FINITE and overlap(old, result) for result, state in results)
+
+
+def _swallows(
+    operation: Operation, old: Tensor | State, results: list[tuple[Tensor, State]], frame: FrameType
+) -> bool:
+    """Return whether arithmetic has made finite numbers of an input that is not; torch's own backward may."""
+    if not results or not results[0][0].is_floating_point():
+        return False
+    if _graph_task() != -1 and sources.user_frame(frame) is None:
+        return False
+    if operation.pointwise and isinstance(old, Tensor):
+        return any(swallowed(old, result) for result, _ in results)
+    return all(state == State.FINITE for _, state in results)
 
 
 def _kind(
