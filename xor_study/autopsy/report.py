@@ -217,7 +217,11 @@ def _did(event: Event) -> str:
     infinite = sum(summary.infinite for summary in event.outputs)
     elements = sum(_numel(summary) for summary in event.outputs)
     counts = [f"{count} {word}" for count, word in ((nan, "NaN"), (infinite, "infinite")) if count]
-    made = " and ".join(counts) + f" of {elements} element{'s' if elements != 1 else ''}" if counts else "values not finite"
+    made = (
+        " and ".join(counts) + f" of {elements} element{'s' if elements != 1 else ''}"
+        if counts
+        else "values not finite"
+    )
     if event.origin == "outside":
         return f"is the first to read values that came in from outside already not finite; it gave {made}"
     if event.origin == "constant":
@@ -295,6 +299,9 @@ def _event_story(event: Event) -> list[str]:
         lines.append(_REASONS[event.kind])
     if event.path:
         lines.append("The value went on through:")
-        lines += [f"  {operation}  {source}: {source.code}" if source else f"  {operation}" for operation, source in event.path]
+        lines += [
+            f"  {operation}  {source}: {source.code}" if source else f"  {operation}"
+            for operation, source in event.path
+        ]
     lines.append(f"Its value {', '.join(_REACHED[place] for place in event.reached)}.")
     return lines

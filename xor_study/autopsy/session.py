@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from xor_study.autopsy.finiteness import looks_finite, tensors_in
 from xor_study.autopsy.modules import Modules
 from xor_study.autopsy.report import Report, StepSummary
-from xor_study.autopsy.watch import Watch, largest
+from xor_study.autopsy.watch import Watch, largest, storage_key
 
 
 @contextmanager
@@ -93,7 +93,7 @@ class _Session:
                     self._measured = tensor
                     value = largest(tensor)
                     self._summary.largest[name] = max(value, self._summary.largest.get(name, 0.0))
-        
+
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -102,7 +102,9 @@ class _Session:
             self._summary.gradient_norm = torch.stack(norms).norm().item() if norms else None
             if optimizer not in self._steps:  # what was not finite before is not the optimizer's doing
                 strange = [p for p in parameters if not looks_finite(p)]
-                self.watch.not_finite_before |= {id(p) for p in strange if not self.watch.verdicts.value_of(p)}
+                self.watch.not_finite_before |= {
+                    id(p) for p in strange if storage_key(p) not in self.watch.verdicts.values
+                }
         self.watch.check_gradients(gradients)
         self.watch.updating = True
 

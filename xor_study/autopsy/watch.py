@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from xor_study.autopsy import sources
@@ -18,8 +19,6 @@ from xor_study.autopsy.finiteness import (
     Summary,
     looks_finite,
     numbers_in,
-    overlap,
-    swallowed,
     places_of,
     state_of,
     state_of_number,
@@ -31,7 +30,7 @@ from xor_study.autopsy.modules import Modules
 from xor_study.autopsy.operations import Operation, describe
 from xor_study.autopsy.report import Event, NonFiniteError, Report
 from xor_study.autopsy.sources import Site, Source
-from xor_study.autopsy.verdicts import Candidate, Value, Verdicts
+from xor_study.autopsy.verdicts import Call, Operand, Value, Verdicts
 
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 _next_sequence: Callable[[], int] = torch._C._autograd._get_sequence_nr
@@ -107,7 +106,7 @@ class Watch(TorchDispatchMode):
         if type(out) is Tensor and operation.plain and not self.verdicts.values:
             if looks_finite(out):
                 return out
-        elif not self.verdicts.values and all(map(looks_finite, _results(operation, args, kwargs, out))):
+        elif not self.verdicts.values and all(map(looks_finite, results_of(operation, args, kwargs, out))):
             return out
         self._examine(func, operation, args, kwargs, out, before)
         return out
@@ -124,7 +123,9 @@ class Watch(TorchDispatchMode):
             if func is _SCALING and sources.called_by(frame)[0]:
                 self.scaled = True
                 self._unscaled = args[0]
-        for number in range(self._sequence, sequence - 1):  # made after the operation before this one: CopySlices, views
+        for number in range(
+            self._sequence, sequence - 1
+        ):  # made after the operation before this one: CopySlices, views
             if previous:
                 self._sites[number] = previous
         if site:
@@ -138,15 +139,16 @@ class Watch(TorchDispatchMode):
         self, func: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     ) -> None:
         """Look at an operation that makes no values out of others: constants, the root of a backward, views."""
+        frame = sys._getframe(2)
         if func is _ROOT_GRADIENT and _graph_task() == -1:
-            self._see_root(args[0], sys._getframe(2))
+            self._see_root(args[0], frame)
         elif operation.creates:
             state = max(map(state_of_number, numbers_in([*args, *kwargs.values()])), default=State.FINITE)
-            if state != State.FINITE and not self.report.allowing:
-                self._enter_constant(operation, args, kwargs, out, state, sys._getframe(2))
+            if state > State.FINITE and not self.report.allowing:
+                results = [Operand(storage_key(t), reference_to(t), state, t) for t in tensors_in(out)]
+                self.verdicts.constant(self._call(func, operation, args, kwargs, [], results, {}, frame))
         elif self.verdicts.values and _accumulating():
-            for value in filter(None, map(self.verdicts.value_of, tensors_in(args))):
-                value.read = True
+            for value in filter(None, map(self._value_of, tensors_in(args))):
                 self.verdicts.reach(value, "gradient", hold_scaled=True)
         self._raise_if_told()
 
@@ -157,21 +159,16 @@ class Watch(TorchDispatchMode):
         self.updating = False
         user = sources.outer_user_frame(frame)
         self._root = sources.source_of(user) if user else None
-        value = self.verdicts.value_of(loss)
+        value = self._value_of(loss)
         if value:
-            value.read = True
             self.verdicts.reach(value, "loss", hold_scaled=True)
         if loss.numel() == 1:
             self._on_loss(self._unscaled if self._unscaled is not None and self._unscaled.numel() == 1 else loss)
         self._unscaled = None
 
-    def _enter_constant(
-        self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, state: State, frame: FrameType
-    ) -> None:
-        event = self._event(operation, args, kwargs, {}, [(t, state) for t in tensors_in(out)], "constant", frame)
-        candidate = self.verdicts.candidate(event, state)
-        for tensor in tensors_in(out):
-            self.verdicts.register(tensor, [candidate], state, made=False)
+    def _value_of(self, tensor: Tensor) -> Value | None:
+        key = storage_key(tensor)
+        return self.verdicts.values.get(key) if key is not None else None
 
     def _examine(
         self,
@@ -186,145 +183,83 @@ class Watch(TorchDispatchMode):
         self._examined += 1
         if self._examined % _SWEEP_EVERY == 0:
             self.sweep()
-        results = [(tensor, state_of(tensor)) for tensor in _results(operation, args, kwargs, out)]
-        worst = max((state for _, state in results), default=State.FINITE)
+        written = _written(operation, args, kwargs)
+        results = [self._result(tensor, id(tensor) in written) for tensor in results_of(operation, args, kwargs, out)]
         outs = [operation.argument(name, args, kwargs) for name in operation.written if name not in operation.updated]
         unread = {id(tensor) for tensor in tensors_in(outs)}
-        inputs = [tensor for tensor in tensors_in([*args, *kwargs.values()]) if id(tensor) not in unread]
-        if worst == State.FINITE and not any(map(self.verdicts.value_of, inputs)):
-            self._strike_off(operation, results, args, kwargs)
+        tensors = [tensor for tensor in tensors_in([*args, *kwargs.values()]) if id(tensor) not in unread]
+        values = [value for value in map(self._value_of, tensors) if value]
+        if not values and all(result.state == State.FINITE for result in results):
+            for result in results:
+                if result.overwritten:
+                    self.verdicts.strike_off(result.key)
             return
         frame = sys._getframe(2)
         if sources.look_at_stack(frame).printing:
             return
-        if operation.short == "abs" and (value := self.verdicts.value_of(inputs[0])):  # isinf and isfinite begin so
-            self.verdicts.share(value, out)
-            return
-        if operation.short == _UNSCALING:
-            for value in filter(None, map(self.verdicts.value_of, inputs)):
-                value.read = True
+        if operation.short == "abs" and values:  # with it isinf and isfinite begin
+            self.verdicts.share(values[0], results[0])
+        elif operation.short == _UNSCALING:
+            for value in values:
                 self.verdicts.handle(value)
-            self._raise_if_told()
-            return
-        self._judge(func, operation, args, kwargs, out, before, results, worst, inputs, frame)
+        else:
+            inputs = [self._input(tensor, before) for tensor in tensors]
+            self.verdicts.judge(self._call(func, operation, args, kwargs, inputs, results, before, frame))
         self._raise_if_told()
 
-    def _judge(
+    def _result(self, tensor: Tensor, written: bool) -> Operand:
+        state = state_of(tensor)
+        result = Operand(storage_key(tensor), reference_to(tensor), state, tensor)
+        if written:
+            result.parameter = tensor.is_leaf and tensor.requires_grad
+            result.overwritten = self._value_of(tensor) is not None and _nothing_is_left(tensor)
+        return result
+
+    def _input(self, tensor: Tensor, before: dict[int, Tensor | State]) -> Operand:
+        """Return an input as the operation found it."""
+        known = self._value_of(tensor)
+        old = before.get(id(tensor), tensor)
+        if isinstance(old, State):
+            return Operand(storage_key(tensor), reference_to(tensor), old)
+        if self.updating and known is None and id(tensor) not in self.not_finite_before:
+            state = State.FINITE  # an optimizer writes in place, and what was seen before it was finite
+        else:
+            state = state_of(old)
+        return Operand(storage_key(tensor), reference_to(tensor), state, old)
+
+    def _call(
         self,
         func: Any,
         operation: Operation,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        out: Any,
+        inputs: list[Operand],
+        results: list[Operand],
         before: dict[int, Tensor | State],
-        results: list[tuple[Tensor, State]],
-        worst: State,
-        inputs: list[Tensor],
         frame: FrameType,
-    ) -> None:
-        """Decide whether the operation is a candidate, and hand on what its inputs came from."""
-        allowed = self._is_allowed(operation)
-        read = [(tensor, *self._input(tensor, before)) for tensor in inputs]
-        numbers = max(map(state_of_number, numbers_in([*args, *kwargs.values()])), default=State.FINITE)
-        given = max((state for _, state, _ in read), default=State.FINITE)
-        given = max(given, numbers)
-        taint: set[Candidate] = set()
-        for tensor, state, value in read:
-            if state == State.FINITE:
-                continue
-            if value is None:
-                value = self._from_outside(operation, args, kwargs, before, results, tensor, state, frame)
-            value.read = True
-            if _accumulating():
-                self.verdicts.reach(value, "gradient", hold_scaled=True)
-            old = before.get(id(tensor), tensor)
-            if worst > State.FINITE and _passes(operation, old, results):
-                taint |= set(value.taint)
-            if value.carried and not operation.discards and not allowed and _swallows(operation, old, results, frame):
-                self.verdicts.carry((c for c in value.taint if c.real), operation.name, self._locate(frame)[0])
-                self.verdicts.reach(value, "swallowed", only_real=True)
-            if operation.short == "_local_scalar_dense" and (value.made or any(c.real for c in value.taint)):
-                if any(c.real for c in value.taint) or state == State.NAN:
-                    self.verdicts.reach(value, "Python number")
-        makes = given == State.FINITE or (given == State.INFINITE and worst == State.NAN)
-        makes = makes and worst > State.FINITE and not any(candidate.scaled for candidate in taint)
-        if worst > State.FINITE and not allowed:
-            if makes:
-                candidate = self._candidate(func, operation, args, kwargs, before, results, worst, frame)
-                taint = {earlier for earlier in taint if earlier.real} | {candidate}
-            elif numbers > State.FINITE and not any(candidate.real for candidate in taint):
-                event = self._event(operation, args, kwargs, before, results, "constant", frame)
-                taint.add(self.verdicts.candidate(event, worst))
-        if taint and not makes:
-            self.verdicts.carry(taint, operation.name, self._locate(frame)[0])
-        self._strike_off(operation, results, args, kwargs)
-        carried = not makes and (not operation.moves or any(value and value.carried for _, _, value in read))
-        for index, (tensor, state) in enumerate(results):
-            if state > State.FINITE and taint:
-                private = operation.private and index > 0
-                value = self.verdicts.register(tensor, taint, state, made=True, carried=carried, private=private)
-                if value and id(tensor) in _written(operation, args, kwargs) and tensor.is_leaf and tensor.requires_grad:
-                    value.read = True
-                    self.verdicts.reach(value, "parameter")
+    ) -> Call:
+        """Return all that a verdict needs; what costs time only on demand."""
+        bad = [(result.tensor, result.state) for result in results if result.tensor is not None]
 
-    def _input(self, tensor: Tensor, before: dict[int, Tensor | State]) -> tuple[State, Value | None]:
-        """Return the state in which an operation found an input, and what is known of it."""
-        value = self.verdicts.value_of(tensor)
-        if id(tensor) in before:
-            old = before[id(tensor)]
-            return (state_of(old) if isinstance(old, Tensor) else old), value
-        if self.updating and value is None and id(tensor) not in self.not_finite_before:
-            return State.FINITE, None
-        return state_of(tensor), value
+        def describe(origin: str) -> Event:
+            event = self._event(operation, args, kwargs, before, bad, origin, frame)
+            if origin == "operation":
+                event.kind = _kind(func, operation, args, kwargs, before, max(state for _, state in bad))
+            return event
 
-    def _strike_off(
-        self,
-        operation: Operation,
-        results: list[tuple[Tensor, State]],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        """Forget what was known of the storages that an operation has overwritten."""
-        written = _written(operation, args, kwargs)
-        for tensor, state in results:
-            if id(tensor) in written and self.verdicts.value_of(tensor):
-                storage = tensor.untyped_storage()
-                whole = tensor.numel() * tensor.itemsize == storage.nbytes()
-                if whole or state_of(torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage)) == State.FINITE:
-                    self.verdicts.clear(tensor)
-
-    def _from_outside(
-        self,
-        operation: Operation,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        before: dict[int, Tensor | State],
-        results: list[tuple[Tensor, State]],
-        tensor: Tensor,
-        state: State,
-        frame: FrameType,
-    ) -> Value:
-        """Enter a tensor that was not finite before anything that was watched touched it."""
-        event = self._event(operation, args, kwargs, before, results, "outside", frame)
-        candidate = self.verdicts.candidate(event, state)
-        value = self.verdicts.register(tensor, [candidate], state, made=False)
-        return value or Value((candidate,), state, [], made=False)
-
-    def _candidate(
-        self,
-        func: Any,
-        operation: Operation,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        before: dict[int, Tensor | State],
-        results: list[tuple[Tensor, State]],
-        worst: State,
-        frame: FrameType,
-    ) -> Candidate:
-        event = self._event(operation, args, kwargs, before, results, "operation", frame)
-        event.kind = _kind(func, operation, args, kwargs, before, worst)
-        scaled = self.scaled and event.kind == "overflow" and (event.phase == "backward" or self._unscaled is not None)
-        return self.verdicts.candidate(event, worst, scaled)
+        backward = _graph_task() != -1
+        return Call(
+            operation=operation,
+            inputs=inputs,
+            results=results,
+            numbers=max(map(state_of_number, numbers_in([*args, *kwargs.values()])), default=State.FINITE),
+            allowed=self._is_allowed(operation),
+            accumulating=_accumulating(),
+            engine=backward and sources.user_frame(frame) is None,
+            scaled=self.scaled and (backward or self._unscaled is not None),
+            line=lambda: self._locate(frame)[0],
+            describe=describe,
+        )
 
     def _event(
         self,
@@ -379,7 +314,11 @@ class Watch(TorchDispatchMode):
         return own or forward or self._root, forward, (site.module if site else self._modules.current)
 
     def _is_allowed(self, operation: Operation) -> bool:
-        if self.report.allowing or operation.name in self._allowed or operation.name.rpartition(".")[0] in self._allowed:
+        if (
+            self.report.allowing
+            or operation.name in self._allowed
+            or operation.name.rpartition(".")[0] in self._allowed
+        ):
             return True
         if _graph_task() == -1:
             return False
@@ -393,13 +332,13 @@ class Watch(TorchDispatchMode):
 
     def check_gradients(self, gradients: list[Tensor]) -> None:
         """Confirm what has reached the gradients that an optimizer is about to use."""
-        for value in filter(None, map(self.verdicts.value_of, gradients)):
+        for value in filter(None, map(self._value_of, gradients)):
             self.verdicts.reach(value, "gradient", hold_scaled=True)
         self._raise_if_told()
 
     def _raise_if_told(self) -> None:
-        if self.raising and self.verdicts.confirmed_new:
-            self.verdicts.confirmed_new = False
+        if self.raising and self.verdicts.news:
+            self.verdicts.news = False
             raise NonFiniteError(self.report)
 
 
@@ -430,7 +369,7 @@ def _written(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
     return {id(t) for name in operation.written for t in tensors_in(operation.argument(name, args, kwargs))}
 
 
-def _results(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Tensor]:
+def results_of(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Tensor]:
     """Yield what an operation gave: its outputs, and the arguments that it wrote without returning them."""
     yield from tensors_in(out)
     if not operation.returns_written:
@@ -438,24 +377,29 @@ def _results(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
             yield from tensors_in(operation.argument(name, args, kwargs))
 
 
-def _passes(operation: Operation, old: Tensor | State, results: list[tuple[Tensor, State]]) -> bool:
-    """Return whether an input's values can be behind the outputs that are not finite."""
-    if not operation.pointwise or not isinstance(old, Tensor):
+def storage_key(tensor: Tensor) -> int | None:
+    """Return what tells a tensor's storage from all others that are referred to; None where it has none."""
+    try:
+        key: int = tensor.untyped_storage()._cdata
+    except (RuntimeError, NotImplementedError):  # sparse
+        return None
+    return key
+
+
+def reference_to(tensor: Tensor) -> StorageWeakRef | None:
+    """Return a weak reference to a tensor's storage, while which exists the key is not used again."""
+    try:
+        return StorageWeakRef(tensor.untyped_storage())
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
+def _nothing_is_left(tensor: Tensor) -> bool:
+    """Return whether a tensor that has been written covers its storage, or the rest of that is finite."""
+    storage = tensor.untyped_storage()
+    if tensor.numel() * tensor.itemsize == storage.nbytes():
         return True
-    return any(state > State.FINITE and overlap(old, result) for result, state in results)
-
-
-def _swallows(
-    operation: Operation, old: Tensor | State, results: list[tuple[Tensor, State]], frame: FrameType
-) -> bool:
-    """Return whether arithmetic has made finite numbers of an input that is not; torch's own backward may."""
-    if not results or not results[0][0].is_floating_point():
-        return False
-    if _graph_task() != -1 and sources.user_frame(frame) is None:
-        return False
-    if operation.pointwise and isinstance(old, Tensor):
-        return any(swallowed(old, result) for result, _ in results)
-    return all(state == State.FINITE for _, state in results)
+    return state_of(torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage)) == State.FINITE
 
 
 def _kind(
@@ -479,7 +423,7 @@ def _kind(
         return unknown
     if not widen.widened:
         return unknown
-    state = max(map(state_of, _results(operation, widen(args), widen(kwargs), again)), default=State.FINITE)
+    state = max(map(state_of, results_of(operation, widen(args), widen(kwargs), again)), default=State.FINITE)
     return {State.FINITE: "overflow", State.INFINITE: "infinite", State.NAN: "NaN"}[state]
 
 
