@@ -1,13 +1,15 @@
 """Training code with a planted failure, and healthy training code that only looks suspicious.
 
-Each function is one case: it trains as anybody's script would. In a failing one the culprit line ends in a comment with
-its phase, such as `# culprit: backward`; for a backward operation it is the line of the forward call that it belongs to.
+Each function is one case: it trains as anybody's script would. In a failing one the culprit line ends in a comment
+with its phase, such as `# culprit: backward`; for a backward operation it is the line of the forward call that it
+belongs to, except where the code's own Python (a custom function's backward, a hook) is at fault.
 `FAILURES` and `HEALTHY` hold them by name. `scripts/autopsy.py` runs them, and so do the tests.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,7 +65,7 @@ def train(model: nn.Module, loss: Callable[[int], Tensor], steps: int = 3, lr: f
 def mlp(*sizes: int) -> nn.Sequential:
     """Return linear layers with tanh between them."""
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in itertools.pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 
@@ -353,7 +355,6 @@ def router_that_chooses_nobody() -> None:
 @failing
 def learned_temperature_reaches_zero() -> None:
     """A parameter is divided by and is 0."""
-
     model = nn.ParameterDict({"weight": torch.randn(4, 3), "temperature": torch.zeros(1)})
     x, y = torch.randn(8, 4), torch.randint(3, (8,))
 

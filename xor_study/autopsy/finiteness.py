@@ -120,6 +120,7 @@ class Summary:
         nan, infinite, zero: how many elements are.
         offending: the elements that met where the output first is not finite (up to three), for an operation that
             works element by element or keeps the shape.
+        exact: whether the elements were counted; else a count of 1 means that there are some.
     """
 
     name: str
@@ -131,6 +132,7 @@ class Summary:
     infinite: int = 0
     zero: int = 0
     offending: tuple[float, ...] = ()
+    exact: bool = True
 
     def __str__(self) -> str:
         if self.shape is None:
@@ -139,7 +141,7 @@ class Summary:
         if self.minimum is not None:
             text += f", from {self.minimum:.6g} to {self.maximum:.6g}"
         counts = [(self.nan, "NaN"), (self.infinite, "infinite"), (self.zero, "zero")]
-        text += "".join(f", {count} {word}" for count, word in counts if count)
+        text += "".join(f", {count if self.exact else 'some'} {word}" for count, word in counts if count)
         if self.offending:
             text += " (there: " + ", ".join(f"{value:.6g}" for value in self.offending) + ")"
         return text

@@ -89,6 +89,8 @@ class Operation:
         updated: those of `written` whose old values it reads first.
         private: whether outputs after the first are for torch's own backward, not for a user.
         repeatable: whether running it again on copies changes nothing (no random numbers, no writing).
+        unscales: whether it is GradScaler's check of the gradients.
+        updates_scale: whether it ends GradScaler's step.
         returns_written: whether all that it writes is among what it returns.
         plain: whether it returns one tensor and writes none.
         numbers: names of the arguments that are numbers which enter the values.
@@ -108,6 +110,8 @@ class Operation:
     updated: tuple[str, ...] = ()
     private: bool = False
     repeatable: bool = False
+    unscales: bool = False
+    updates_scale: bool = False
     returns_written: bool = True
     plain: bool = False
     numbers: frozenset[str] = frozenset()
@@ -146,8 +150,7 @@ def describe(func: Any) -> Operation:
         or short in _UNINITIALISED
         or short in _SHAPE_ONLY
         or namespace in _WITHOUT_VALUES
-        or not schema.returns
-        and not written
+        or (not schema.returns and not written)
     )
     return Operation(
         name=str(func),
@@ -163,6 +166,8 @@ def describe(func: Any) -> Operation:
         updated=updated,
         private=short.startswith(("_", "native_", "cudnn_", "miopen_", "mkldnn_")),
         repeatable=torch.Tag.nondeterministic_seeded not in func.tags and not outs and namespace == "aten",
+        unscales=short == "_amp_foreach_non_finite_check_and_unscale_",
+        updates_scale=short == "_amp_update_scale_",
         returns_written=not written or any(r.alias_info is not None and r.alias_info.is_write for r in schema.returns),
         plain=not written and len(schema.returns) == 1,
         numbers=frozenset(a.name for a in schema.arguments if str(a.type).rstrip("?") in _NUMBERS),

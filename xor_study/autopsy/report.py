@@ -31,8 +31,8 @@ class Event:
             that the code itself asked for, such as a mask's -inf.
         inputs: what went in.
         outputs: what came out.
-        reached: where it was found again: "loss", "gradient", "parameter", "Python number", "swallowed" (x / infinity = 0) or
-            "unread".
+        reached: where it was found again: "loss", "gradient", "parameter", "Python number", "swallowed" (as in
+            x / infinity = 0) or "unread".
         path: the first operations, each on another line, that carried the value on.
         count: how often the same operation on the same line was at fault.
     """
@@ -216,6 +216,8 @@ def _did(event: Event) -> str:
     nan = sum(summary.nan for summary in event.outputs)
     infinite = sum(summary.infinite for summary in event.outputs)
     elements = sum(_numel(summary) for summary in event.outputs)
+    if not all(summary.exact for summary in event.outputs):
+        return "made NaN" if nan else "made infinities"
     counts = [f"{count} {word}" for count, word in ((nan, "NaN"), (infinite, "infinite")) if count]
     made = (
         " and ".join(counts) + f" of {elements} element{'s' if elements != 1 else ''}"

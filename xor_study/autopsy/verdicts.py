@@ -1,9 +1,9 @@
 """From candidate to event: where a value that is not finite goes, and whether anything of it is left.
 
-Each storage that holds such a value is registered with the candidates that its value comes from. An operation that reads
-it hands these on to outputs that are not finite; where all are finite, it has discarded them. A candidate is confirmed
-where a value of it reaches a loss, a gradient, a parameter or a Python number, is dropped or left without having been read,
-or is swallowed by arithmetic: x / infinity = 0 after other operations have handed the infinity on.
+Each storage that holds such a value is registered with the candidates that its value comes from. An operation that
+reads it hands these on to outputs that are not finite; where all are finite, it has discarded them. A candidate is
+confirmed where a value of it reaches a loss, a gradient, a parameter or a Python number, is dropped or left without
+having been read, or is swallowed by arithmetic: x / infinity = 0 after other operations have handed the infinity on.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Value:
 
     def alive(self) -> bool:
         """Return whether any of the storages still exists."""
-        return not all(reference.expired() for reference in self.references)
+        return not all(reference.expired() for reference in self.references)  # type: ignore[no-untyped-call]
 
 
 @dataclass(eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
@@ -14,6 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from xor_study.autopsy import sources
+from xor_study.autopsy.batch import SIZE, Batch, Part, Record
 from xor_study.autopsy.finiteness import (
     State,
     Summary,
@@ -27,16 +27,16 @@ from xor_study.autopsy.finiteness import (
     tensors_in,
 )
 from xor_study.autopsy.modules import Modules
+from xor_study.autopsy.near import NearMisses
 from xor_study.autopsy.operations import Operation, describe
 from xor_study.autopsy.report import Event, NonFiniteError, Report
-from xor_study.autopsy.sources import Site, Source
+from xor_study.autopsy.sources import Site, Source, Stack
 from xor_study.autopsy.verdicts import Call, Operand, Value, Verdicts
 
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 _next_sequence: Callable[[], int] = torch._C._autograd._get_sequence_nr
 _ROOT_GRADIENT = torch.ops.aten.ones_like.default
 _SCALING = torch.ops.aten.mul.Tensor
-_UNSCALING = "_amp_foreach_non_finite_check_and_unscale_"
 _SITES = 200_000
 _COPIED = 2**16
 _SWEEP_EVERY = 256
@@ -54,6 +54,8 @@ class Watch(TorchDispatchMode):
         allowed: names of operations that may give what they like, with or without overload.
         raising: whether to raise `NonFiniteError` at an event.
         on_loss: called with each scalar that `backward` starts from, before GradScaler's scaling.
+        batched: read the checks together, at the end of a step or after many operations, instead of each at once.
+        near: where to note what only comes near.
     """
 
     supports_higher_order_operators = True
@@ -65,13 +67,18 @@ class Watch(TorchDispatchMode):
         allowed: frozenset[str],
         raising: bool,
         on_loss: Callable[[Tensor], None],
+        batched: bool = False,
+        near: NearMisses | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.report = report
         self.verdicts = Verdicts(report)
         self.step = 1
         self.updating = False
         self.scaled = False
+        self.idle = False
+        self.on_scale_update: Callable[[], None] | None = None
+        self._near = near
         self.not_finite_before: set[int] = set()
         self._modules = modules
         self._allowed = allowed
@@ -80,6 +87,7 @@ class Watch(TorchDispatchMode):
         self._operations: dict[Any, Operation] = {}
         self._sites: dict[int, Site] = {}
         self._sequence = _next_sequence()
+        self.batch = Batch(self.verdicts) if batched else None
         self._unscaled: Tensor | None = None
         self._root: Source | None = None
         self._examined = 0
@@ -89,6 +97,8 @@ class Watch(TorchDispatchMode):
     ) -> Any:
         """Run `func`, then look at what it gave."""
         kwargs = kwargs or {}
+        if self.idle:
+            return func(*args, **kwargs)
         operation = self._operations.get(func)
         if operation is None:
             operation = self._operations[func] = describe(func)
@@ -98,24 +108,125 @@ class Watch(TorchDispatchMode):
             self._leave_site(func, args, sequence, sys._getframe(1))
         if not operation.checked:
             out = func(*args, **kwargs)
-            if self.verdicts.values or operation.creates:
+            if self.verdicts.values or operation.creates or self.batch is not None:
                 self._examine_unchecked(func, operation, args, kwargs, out)
             return out
+        if self.batch is not None:
+            return self._run_batched(func, operation, args, kwargs, sys._getframe(1))
         before = {} if self.updating or not operation.updated else _copies(operation, args, kwargs)
         out = func(*args, **kwargs)
+        if operation.updates_scale:
+            self._see_scale_update()
         if type(out) is Tensor and operation.plain and not self.verdicts.values:
             if looks_finite(out):
+                if self._near is not None:
+                    self._look_nearer(operation, out, sys._getframe(1))
                 return out
         elif not self.verdicts.values and all(map(looks_finite, results_of(operation, args, kwargs, out))):
             return out
         self._examine(func, operation, args, kwargs, out, before)
         return out
 
+    def _see_scale_update(self) -> None:
+        self.scaled = False
+        if self.on_scale_update is not None:
+            self.on_scale_update()
+
+    def _look_nearer(self, operation: Operation, out: Tensor, frame: FrameType) -> None:
+        def place() -> tuple[Source | None, str | None]:
+            source, _, module = self._locate(frame)
+            return source, module
+
+        assert self._near is not None
+        self._near.look(operation, out, self.step, place)
+
+    def _run_batched(
+        self, func: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType
+    ) -> Any:
+        """Run an operation and record it with checks of its outputs, which are read later."""
+        assert self.batch is not None
+        if operation.updates_scale:
+            self.flush()
+            self._see_scale_update()
+        outs = [operation.argument(name, args, kwargs) for name in operation.written if name not in operation.updated]
+        unread = {id(tensor) for tensor in tensors_in(outs)}
+        given = [
+            self._part(f"{name}[{i}]" if isinstance(argument, list | tuple) else name, tensor, fresh=False)
+            for name, argument in operation.named(args, kwargs)
+            for i, tensor in enumerate(tensors_in(argument))
+            if id(tensor) not in unread
+        ]
+        out = func(*args, **kwargs)
+        written = _written(operation, args, kwargs)
+        results = []
+        for tensor in results_of(operation, args, kwargs, out):
+            part = self._part("output", tensor, fresh=True)
+            if id(tensor) in written:
+                part.parameter = tensor.is_leaf and tensor.requires_grad
+                part.whole = storage_key(tensor) is not None and (
+                    tensor.numel() * tensor.itemsize == tensor.untyped_storage().nbytes()
+                )
+            results.append(part)
+        self._record(operation, given, results, args, kwargs, frame)
+        if len(self.batch.records) >= SIZE or operation.short == "_local_scalar_dense":
+            self.flush()
+            self.sweep()
+        return out
+
+    def _part(self, name: str, tensor: Tensor, fresh: bool) -> Part:
+        assert self.batch is not None
+        return self.batch.part(name, tensor, storage_key(tensor), reference_to(tensor), fresh)
+
+    def _record(
+        self,
+        operation: Operation,
+        given: list[Part],
+        results: list[Part],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        frame: FrameType,
+        place: str = "",
+    ) -> None:
+        assert self.batch is not None
+        backward = _graph_task() != -1
+        user = sources.user_frame(frame)
+        own = Site(user.f_code, user.f_lasti, self._modules.current, False) if user else None
+        site = self._site_of(torch._C._current_autograd_node()) if backward else None
+        root = self._root
+
+        def locate() -> tuple[Source | None, Source | None]:
+            forward = site.source() if site else None
+            return (own.source() if own else forward or root), forward
+
+        self.batch.records.append(
+            Record(
+                operation=operation,
+                inputs=given,
+                results=results,
+                numbers=max(map(state_of_number, numbers_in([*args, *kwargs.values()])), default=State.FINITE),
+                allowed=self._is_allowed(operation),
+                accumulating=_accumulating(),
+                engine=backward and user is None,
+                scaled=self.scaled and (backward or self._unscaled is not None),
+                phase=self._phase(sources.look_at_stack(frame) if not backward else None),
+                module=site.module if site else self._modules.current,
+                step=self.step,
+                locate=locate,
+                place=place,
+            )
+        )
+
+    def flush(self) -> None:
+        """Judge what has been recorded."""
+        if self.batch is not None:
+            with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
+                self.batch.flush()
+
     def _leave_site(self, func: Any, args: tuple[Any, ...], sequence: int, frame: FrameType) -> None:
         """Note where the node that autograd has just made was called from."""
         previous = self._sites.get(self._sequence - 1)
         if _graph_task() != -1 and (user := sources.user_frame(frame)) is None:  # a backward that is itself recorded
-            site = self._sites.get(_sequence_of(torch._C._current_autograd_node()))
+            site = self._site_of(torch._C._current_autograd_node())
         else:
             user = None if torch.is_grad_enabled() else sources.applying_frame(frame)
             user = user or sources.user_frame(frame)
@@ -144,9 +255,12 @@ class Watch(TorchDispatchMode):
             self._see_root(args[0], frame)
         elif operation.creates:
             state = max(map(state_of_number, numbers_in([*args, *kwargs.values()])), default=State.FINITE)
-            if state > State.FINITE and not self.report.allowing:
+            if state > State.FINITE and not self.report.allowing and self.batch is None:
                 results = [Operand(storage_key(t), reference_to(t), state, t) for t in tensors_in(out)]
                 self.verdicts.constant(self._call(func, operation, args, kwargs, [], results, {}, frame))
+        elif self.batch is not None and _accumulating():
+            given = [self._part("gradient", tensor, fresh=False) for tensor in tensors_in(args)]
+            self._record(operation, given, [], (), {}, frame, place="gradient")
         elif self.verdicts.values and _accumulating():
             for value in filter(None, map(self._value_of, tensors_in(args))):
                 self.verdicts.reach(value, "gradient", hold_scaled=True)
@@ -159,8 +273,10 @@ class Watch(TorchDispatchMode):
         self.updating = False
         user = sources.outer_user_frame(frame)
         self._root = sources.source_of(user) if user else None
-        value = self._value_of(loss)
-        if value:
+        if self.batch is not None:
+            loss_operation = Operation("loss", "loss")
+            self._record(loss_operation, [self._part("loss", loss, False)], [], (), {}, frame, place="loss")
+        elif value := self._value_of(loss):
             self.verdicts.reach(value, "loss", hold_scaled=True)
         if loss.numel() == 1:
             self._on_loss(self._unscaled if self._unscaled is not None and self._unscaled.numel() == 1 else loss)
@@ -199,7 +315,7 @@ class Watch(TorchDispatchMode):
             return
         if operation.short == "abs" and values:  # with it isinf and isfinite begin
             self.verdicts.share(values[0], results[0])
-        elif operation.short == _UNSCALING:
+        elif operation.unscales:
             for value in values:
                 self.verdicts.handle(value)
         else:
@@ -274,11 +390,6 @@ class Watch(TorchDispatchMode):
         """Gather all that is to be said of an operation."""
         stack = sources.look_at_stack(frame)
         source, forward, module = self._locate(frame)
-        phase = "forward"
-        if _graph_task() != -1:
-            phase = "backward"
-        elif stack.update or stack.scaler or (self.updating and not torch.is_grad_enabled()):
-            phase = "optimizer"
         if stack.compiled or self._modules.compiled:
             self.report.note(
                 "code under torch.compile ran uncompiled while it was watched: what only its fused kernels do "
@@ -289,7 +400,7 @@ class Watch(TorchDispatchMode):
         shape = results[bad][0].shape if bad is not None else None
         return Event(
             operation=operation.name,
-            phase=phase,
+            phase=self._phase(stack),
             module=module,
             source=source,
             forward=forward,
@@ -301,14 +412,23 @@ class Watch(TorchDispatchMode):
             outputs=(summarise("output", results[bad][0], places),) if bad is not None else (),
         )
 
+    def _phase(self, stack: Stack | None) -> str:
+        if _graph_task() != -1 or stack is None:
+            return "backward"
+        updates = stack.update or stack.scaler or (self.updating and not torch.is_grad_enabled())
+        return "optimizer" if updates else "forward"
+
+    def _site_of(self, node: Any) -> Site | None:
+        """Return where the forward call stands that a node of the graph belongs to."""
+        number = _sequence_of(node)
+        return self._sites.get(number - 1 if node is not None and node.name() == "CopySlices" else number)
+
     def _locate(self, frame: FrameType | None) -> tuple[Source | None, Source | None, str | None]:
         """Return the culprit line, the forward line of a backward operation, and the module."""
         user = sources.user_frame(frame)
         if _graph_task() == -1:
             return (sources.source_of(user) if user else None), None, self._modules.current
-        node = torch._C._current_autograd_node()
-        number = _sequence_of(node)
-        site = self._sites.get(number - 1 if node is not None and node.name() == "CopySlices" else number)
+        site = self._site_of(torch._C._current_autograd_node())
         forward = site.source() if site else None
         own = sources.source_of(user) if user else None
         return own or forward or self._root, forward, (site.module if site else self._modules.current)
@@ -322,16 +442,19 @@ class Watch(TorchDispatchMode):
             return True
         if _graph_task() == -1:
             return False
-        site = self._sites.get(_sequence_of(torch._C._current_autograd_node()))
+        site = self._site_of(torch._C._current_autograd_node())
         return site is not None and site.allowed
 
     def sweep(self, final: bool = False) -> None:
         """Decide what can be decided, and raise if told to."""
+        if final:
+            self.flush()
         self.verdicts.sweep(final)
         self._raise_if_told()
 
     def check_gradients(self, gradients: list[Tensor]) -> None:
         """Confirm what has reached the gradients that an optimizer is about to use."""
+        self.flush()
         for value in filter(None, map(self._value_of, gradients)):
             self.verdicts.reach(value, "gradient", hold_scaled=True)
         self._raise_if_told()
@@ -355,7 +478,7 @@ def _accumulating() -> bool:
 
 
 def _copies(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int, Tensor | State]:
-    """Return, by id, the old values of what an operation will overwrite: a copy, or only their state where it is large."""
+    """Return, by id, the old values of what an operation will overwrite: copies, or the state of what is large."""
     kept: dict[int, Tensor | State] = {}
     for name in operation.updated:
         for tensor in tensors_in(operation.argument(name, args, kwargs)):
@@ -389,7 +512,7 @@ def storage_key(tensor: Tensor) -> int | None:
 def reference_to(tensor: Tensor) -> StorageWeakRef | None:
     """Return a weak reference to a tensor's storage, while which exists the key is not used again."""
     try:
-        return StorageWeakRef(tensor.untyped_storage())
+        return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
     except (RuntimeError, NotImplementedError):
         return None
 
@@ -489,9 +612,3 @@ def _summary(name: str, tensor: Tensor, shape: torch.Size | None, places: Tensor
     except RuntimeError:
         return summary
     return Summary(**{**summary.__dict__, "offending": tuple(map(float, there))})
-
-
-def largest(tensor: Tensor) -> float:
-    """Return the largest absolute value of a tensor; NaN if it holds one."""
-    low, high = (bound.item() for bound in torch.aminmax(tensor))
-    return math.nan if math.isnan(low) else max(-low, high)
