@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -41,14 +42,17 @@ class NearMisses:
     def look(
         self, operation: Operation, out: Tensor, step: int, place: Callable[[], tuple[Source | None, str | None]]
     ) -> None:
-        """Look at a finite output; `place` gives its line and module."""
+        """Look at an output, if it is finite; `place` gives its line and module."""
         values = values_of(out)
         if values is None or not values.numel():
             return
         limits = torch.finfo(values.dtype)
         size = values.abs()
         size = size.masked_fill(size == limits.max, 0)  # a mask's finfo.min is meant
-        if (top := size.max().item()) > limits.max / self.factor:
+        top = size.max().item()
+        if not math.isfinite(top):
+            return
+        if top > limits.max / self.factor:
             self._note("overflow", operation, top, step, place)
         tiny = limits.tiny
         present = int((size > 0).sum())

@@ -65,7 +65,8 @@ _DISCARDING = {
     *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention"),
 }
 _SHAPE_ONLY = {"select_backward", "slice_backward"}
-_NUMBERS = {"number", "float", "Optional[number]", "Optional[float]"}
+_PRIVATE = ("_", "native_", "cudnn_", "miopen_", "mkldnn_")
+_NUMBERS = {"Tensor", "number", "float", "Optional[number]", "Optional[float]"}
 _WITHOUT_VALUES = {"profiler", "prim", "c10d", "_c10d_functional"}
 
 
@@ -164,7 +165,7 @@ def describe(func: Any) -> Operation:
         discards=short in _DISCARDING,
         written=written,
         updated=updated,
-        private=short.startswith(("_", "native_", "cudnn_", "miopen_", "mkldnn_")),
+        private=not written and short.startswith(_PRIVATE) and not short.startswith("_foreach_"),
         repeatable=torch.Tag.nondeterministic_seeded not in func.tags and not outs and namespace == "aten",
         unscales=short == "_amp_foreach_non_finite_check_and_unscale_",
         updates_scale=short == "_amp_update_scale_",

@@ -35,6 +35,7 @@ class Event:
             x / infinity = 0) or "unread".
         path: the first operations, each on another line, that carried the value on.
         count: how often the same operation on the same line was at fault.
+        order: of the candidates, as they arose.
     """
 
     operation: str
@@ -51,6 +52,7 @@ class Event:
     reached: list[str] = field(default_factory=list)
     path: list[tuple[str, Source | None]] = field(default_factory=list)
     count: int = 1
+    order: int = 0
 
     @property
     def filename(self) -> str | None:

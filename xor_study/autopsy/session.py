@@ -142,7 +142,7 @@ class _Session:
         gradients = [p.grad for p in parameters if p.grad is not None]
         with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
             dense = [gradient for gradient in gradients if gradient.layout == torch.strided]
-            norms = [norm.float() for norm in torch._foreach_norm(dense)]
+            norms = [norm.float() for norm in torch._foreach_norm(dense)] if dense else []
             self._norm = torch.stack([norm.to(norms[0].device) for norm in norms]).norm() if norms else None
             if optimizer not in self._steps:  # what was not finite before is not the optimizer's doing
                 strange = [p for p in parameters if not looks_finite(p)]

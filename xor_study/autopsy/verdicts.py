@@ -153,7 +153,6 @@ class Verdicts:
         self.news = False
         self._count = 0
         self._known: dict[tuple[str, str, Source | None], Event] = {}
-        self._order: dict[int, int] = {}
         self._pending: list[Candidate] = []
 
     def judge(self, call: Call) -> None:
@@ -272,9 +271,9 @@ class Verdicts:
         if same is not event:
             same.count += 1
         elif len(self.report.events) < _EVENTS:
-            self._order[id(event)] = candidate.order
+            event.order = candidate.order
             self.report.events.append(event)
-            self.report.events.sort(key=lambda entered: self._order[id(entered)])
+            self.report.events.sort(key=lambda entered: (entered.step, entered.order))
             self.news = True
 
     def _carry(self, taint: Iterable[Candidate], call: Call) -> None:

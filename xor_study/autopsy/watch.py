@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -117,10 +117,10 @@ class Watch(TorchDispatchMode):
         out = func(*args, **kwargs)
         if operation.updates_scale:
             self._see_scale_update()
+        if self._near is not None and type(out) is Tensor:
+            self._look_nearer(operation, out, sys._getframe(1))
         if type(out) is Tensor and operation.plain and not self.verdicts.values:
             if looks_finite(out):
-                if self._near is not None:
-                    self._look_nearer(operation, out, sys._getframe(1))
                 return out
         elif not self.verdicts.values and all(map(looks_finite, results_of(operation, args, kwargs, out))):
             return out
@@ -502,17 +502,22 @@ def results_of(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, An
 
 def storage_key(tensor: Tensor) -> int | None:
     """Return what tells a tensor's storage from all others that are referred to; None where it has none."""
-    try:
-        key: int = tensor.untyped_storage()._cdata
-    except (RuntimeError, NotImplementedError):  # sparse
-        return None
-    return key
+    storage = _storage(tensor)
+    return storage._cdata if storage is not None else None
 
 
 def reference_to(tensor: Tensor) -> StorageWeakRef | None:
     """Return a weak reference to a tensor's storage, while which exists the key is not used again."""
+    storage = _storage(tensor)
+    return StorageWeakRef(storage) if storage is not None else None  # type: ignore[no-untyped-call]
+
+
+def _storage(tensor: Tensor) -> UntypedStorage | None:
+    """Return where a tensor's values are: of a sparse one, its values' storage."""
     try:
-        return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        if tensor.layout == torch.sparse_coo:
+            return tensor._values().untyped_storage()
+        return (tensor if tensor.layout == torch.strided else tensor.values()).untyped_storage()
     except (RuntimeError, NotImplementedError):
         return None
 
@@ -589,7 +594,8 @@ def _summaries(
         if isinstance(value, Tensor):
             tensors = [(name, value)]
         elif isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
-            chosen = range(len(value)) if len(value) <= 4 else [bad] if bad < len(value) else []
+            alike = operation.short.startswith(("_foreach_", "_fused_"))  # item i of each list belongs to output i
+            chosen = [bad % len(value)] if alike else range(min(len(value), 4))
             tensors = [(f"{name}[{i}]", value[i]) for i in chosen if isinstance(value[i], Tensor)]
         else:
             tensors = []
