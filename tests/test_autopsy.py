@@ -534,6 +534,15 @@ def test_functional_transforms_are_seen() -> None:
         torch.func.vmap(torch.func.grad(loss))(torch.zeros(3, 2))
     assert report.first is not None
     assert report.first.operation.startswith("aten.div")
+    net = Net()
+
+    def loss_of_net(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(net, parameters, (x,)).log().sum()
+
+    with autopsy() as report:
+        torch.func.vmap(torch.func.grad(loss_of_net), (None, 0))(dict(net.named_parameters()), torch.zeros(2, 1, 3))
+    assert report.first is not None
+    assert (report.first.operation, report.first.module) == ("aten.log.default", None)
 
 
 def test_a_scaled_overflow_that_gradscaler_handles_is_told_apart() -> None:

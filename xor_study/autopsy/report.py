@@ -259,13 +259,9 @@ _REASONS = {
 }
 
 
-_REACHED = {
-    "loss": "reached a loss",
-    "gradient": "reached a gradient",
-    "parameter": "reached a parameter",
-    "Python number": "became a Python number",
-    "swallowed": "was swallowed on the way, as in x / infinity = 0",
-    "unread": "was left without having been read",
+_ENDS = {
+    "swallowed": "It was swallowed on the way, as in x / infinity = 0.",
+    "unread": "Nothing read what was left of it.",
 }
 
 
@@ -307,5 +303,6 @@ def _event_story(event: Event) -> list[str]:
             f"  {operation}  {source}: {source.code}" if source else f"  {operation}"
             for operation, source in event.path
         ]
-    lines.append(f"Its value {', '.join(_REACHED[place] for place in event.reached)}.")
-    return lines
+    reached = [f"a {place}" for place in event.reached if place not in _ENDS]
+    lines += [f"It reached {', '.join(reached)}."] if reached else []
+    return lines + [_ENDS[place] for place in event.reached if place in _ENDS]

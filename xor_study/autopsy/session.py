@@ -132,6 +132,8 @@ class _Session:
         """Note the bounds of a module's output, unless it is the very tensor of the module within."""
         with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
             for tensor in tensors_in(output):
+                if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # inside vmap or grad it has no numbers yet
+                    continue
                 dense = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_nested
                 if tensor is not self._measured and dense and tensor.is_floating_point() and tensor.numel():
                     self._measured = tensor

@@ -208,7 +208,7 @@ class Verdicts:
 
     def _enter(self, event: Event, state: State, scaled: bool = False) -> Candidate:
         self._count += 1
-        candidate = Candidate(self._count, event, state, scaled)
+        candidate = Candidate(self._count, event, state, scaled, lines={event.source})
         self._pending.append(candidate)
         return candidate
 
