@@ -361,6 +361,20 @@ def test_an_optimizer_may_be_written_by_hand() -> None:
     assert "parameter" in report.first.reached
 
 
+def test_what_follows_from_an_event_in_later_steps_is_no_other_event() -> None:
+    net = Net()
+    optimizer = torch.optim.Adam(net.parameters())
+    with autopsy() as report:
+        for step in range(6):
+            optimizer.zero_grad()
+            (net(torch.ones(2, 3)) * (0 if step == 1 else 1)).square().sum().sqrt().backward()
+            optimizer.step()
+        torch.zeros(1).log()
+    found = [(event.step, event.operation) for event in report.events]
+    assert found == [(2, "aten.div.Tensor"), (2, "aten.mul.Tensor"), (7, "aten.log.default")]  # infinity, times 0, ...
+    assert report.events[0].reached == ["gradient", "parameter"]
+
+
 # --- how it is told what to do ---------------------------------------------------------------------------------------
 
 

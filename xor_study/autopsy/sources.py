@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from types import CodeType, FrameType
@@ -164,6 +165,7 @@ def source_of(frame: FrameType) -> Source:
     return _source(frame.f_code, frame.f_lasti)
 
 
+@lru_cache(maxsize=4096)
 def _source(code: CodeType, instruction: int) -> Source:
     position = next(islice(code.co_positions(), max(instruction, 0) // 2, None), (None, None, None, None))
     lineno, end_lineno, start, end = position

@@ -188,6 +188,10 @@ class Verdicts:
         for result in call.results:
             self._register(result, {candidate}, made=False)
 
+    def follow(self, operand: Operand, taint: set[Candidate]) -> Value:
+        """Enter a result as the mere consequence of `taint`."""
+        return self._register(operand, taint, made=True, carried=True)
+
     def _known_value(self, operand: Operand, call: Call) -> Value:
         """Return what is known of an input that is not finite; if nothing is, it came in from outside."""
         value = self.values.get(operand.key) if operand.key is not None else None

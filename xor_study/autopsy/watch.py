@@ -31,7 +31,7 @@ from xor_study.autopsy.near import NearMisses
 from xor_study.autopsy.operations import Operation, describe
 from xor_study.autopsy.report import Event, NonFiniteError, Report
 from xor_study.autopsy.sources import Site, Source, Stack
-from xor_study.autopsy.verdicts import Call, Operand, Value, Verdicts
+from xor_study.autopsy.verdicts import Call, Candidate, Operand, Value, Verdicts
 
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 _next_sequence: Callable[[], int] = torch._C._autograd._get_sequence_nr
@@ -234,11 +234,8 @@ class Watch(TorchDispatchMode):
             if func is _SCALING and sources.called_by(frame)[0]:
                 self.scaled = True
                 self._unscaled = args[0]
-        for number in range(
-            self._sequence, sequence - 1
-        ):  # made after the operation before this one: CopySlices, views
-            if previous:
-                self._sites[number] = previous
+        if previous:  # nodes that were made after the operation before this one: CopySlices, views
+            self._sites.update(dict.fromkeys(range(self._sequence, sequence - 1), previous))
         if site:
             self._sites[sequence - 1] = site
         self._sequence = sequence
@@ -300,6 +297,8 @@ class Watch(TorchDispatchMode):
         if self._examined % _SWEEP_EVERY == 0:
             self.sweep()
         written = _written(operation, args, kwargs)
+        if self._follow(operation, args, kwargs, out, written):
+            return
         results = [self._result(tensor, id(tensor) in written) for tensor in results_of(operation, args, kwargs, out)]
         outs = [operation.argument(name, args, kwargs) for name in operation.written if name not in operation.updated]
         unread = {id(tensor) for tensor in tensors_in(outs)}
@@ -322,6 +321,41 @@ class Watch(TorchDispatchMode):
             inputs = [self._input(tensor, before) for tensor in tensors]
             self.verdicts.judge(self._call(func, operation, args, kwargs, inputs, results, before, frame))
         self._raise_if_told()
+
+    def _follow(
+        self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, written: set[int]
+    ) -> bool:
+        """Hand on NaN that is the consequence of an earlier step's event, where nothing new can come of it.
+
+        After an event most operations give NaN; this keeps them cheap.
+        """
+        if operation.short == "abs" or operation.unscales or operation.short in ("copy_", "_local_scalar_dense"):
+            return False
+        taint: set[Candidate] = set()
+        spoilt = False
+        read = [(tensor, self._value_of(tensor)) for tensor in tensors_in([*args, *kwargs.values()])]
+        for tensor, value in read:
+            if value is not None:
+                taint |= set(value.taint)
+                spoilt |= value.state == State.NAN and (id(tensor) in written or not looks_finite(tensor))
+        causes = [candidate for candidate in taint if candidate.real or candidate.event.reached]
+        if not (spoilt and causes and all(cause.settled and cause.event.step < self.step for cause in causes)):
+            return False
+        results = [(tensor, looks_finite(tensor)) for tensor in results_of(operation, args, kwargs, out)]
+        if any(finite and id(tensor) in written for tensor, finite in results):
+            return False
+        for _, value in read:
+            if value is not None:
+                value.read = True
+        for tensor, finite in results:
+            if not finite:
+                operand = Operand(storage_key(tensor), reference_to(tensor), State.NAN)
+                value = self.verdicts.follow(operand, taint)
+                if id(tensor) in written and tensor.is_leaf and tensor.requires_grad:
+                    self.verdicts.reach(value, "parameter")
+                elif _accumulating():
+                    self.verdicts.reach(value, "gradient")
+        return True
 
     def _result(self, tensor: Tensor, written: bool) -> Operand:
         state = state_of(tensor)
