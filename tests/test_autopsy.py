@@ -372,7 +372,7 @@ def test_what_follows_from_an_event_in_later_steps_is_no_other_event() -> None:
         torch.zeros(1).log()
     found = [(event.step, event.operation) for event in report.events]
     assert found == [(2, "aten.div.Tensor"), (2, "aten.mul.Tensor"), (7, "aten.log.default")]  # infinity, times 0, ...
-    assert report.events[0].reached == ["gradient", "parameter"]
+    assert report.events[0].reached == ["gradient", "parameter", "loss"]  # the loss of the next step
 
 
 # --- how it is told what to do ---------------------------------------------------------------------------------------
