@@ -578,6 +578,7 @@ def test_compiled_code_is_seen_uncompiled_and_the_report_says_so() -> None:
     assert report.first is not None
     assert report.first.operation == "aten.log.default"
     assert any("ran uncompiled" in note for note in report.notes)
+    assert set(report.history[-1].largest) == {"Net.body.0", "Net.body.1", "Net.body.2"}
     with autopsy() as report:
         torch.zeros(1).log()
     assert report.notes == []

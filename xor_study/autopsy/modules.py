@@ -47,7 +47,7 @@ class Modules:
             self._name_all(module)
         name = self._names.get(module)
         if name is None:
-            name = self._names[module] = f"{self.current}.{type(module).__name__}"
+            name = self._names[module] = f"{self.current or 'module'}.{type(module).__name__}"
         self._stack.append(self.current)
         self.current = name
 
@@ -61,6 +61,7 @@ class Modules:
         self._roots[root] = True
         if type(root).__name__ == "OptimizedModule":  # torch.compile's; its class is not imported, that takes seconds
             self.compiled = True
+            self._names[root] = type(root).__name__
             root = root._orig_mod  # type: ignore[assignment]
         for name, module in root.named_modules():
             self._names[module] = f"{type(root).__name__}.{name}" if name else type(root).__name__

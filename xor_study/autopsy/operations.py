@@ -79,9 +79,8 @@ class Operation:
         short: such as "log".
         names: of its arguments, in the order of the schema.
         checked: whether its output may hold values that none of its inputs held (a view's cannot, and uninitialised
-            memory's mean nothing).
+            memory's mean nothing; asking about values, as `isnan` and `==` do, is not reading them either).
         creates: whether it makes values from no tensor's values (`full`, `rand_like`).
-        inspects: whether it only asks about values (`isnan`, `==`), which is not reading them.
         pointwise: whether each output element depends on the input elements in the same place alone.
         moves: whether its output holds its inputs' elements, only elsewhere.
         discards: whether code uses it to be rid of infinities (masks, `where`, softmax, squashing functions), so that
@@ -103,7 +102,6 @@ class Operation:
     names: tuple[str, ...] = ()
     checked: bool = True
     creates: bool = False
-    inspects: bool = False
     pointwise: bool = False
     moves: bool = False
     discards: bool = False
@@ -159,7 +157,6 @@ def describe(func: Any) -> Operation:
         names=tuple(a.name for a in schema.arguments),
         checked=not unchecked,
         creates=creates and short not in _UNINITIALISED,
-        inspects=inspects,
         pointwise=torch.Tag.pointwise in func.tags,
         moves=short in _MOVING,
         discards=short in _DISCARDING,
