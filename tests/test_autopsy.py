@@ -580,6 +580,10 @@ def test_compiled_code_is_seen_uncompiled_and_the_report_says_so() -> None:
     assert any("ran uncompiled" in note for note in report.notes)
     assert set(report.history[-1].largest) == {"Net.body.0", "Net.body.1", "Net.body.2"}
     with autopsy() as report:
+        net(torch.ones(2, 3))
+    assert report.first is None
+    assert len(report.notes) == 1
+    with autopsy() as report:
         torch.zeros(1).log()
     assert report.notes == []
 

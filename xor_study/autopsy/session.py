@@ -16,7 +16,7 @@ from xor_study.autopsy.finiteness import looks_finite, tensors_in
 from xor_study.autopsy.modules import Modules
 from xor_study.autopsy.near import NearMisses
 from xor_study.autopsy.report import Report, StepSummary
-from xor_study.autopsy.watch import Watch, storage_key
+from xor_study.autopsy.watch import COMPILED, Watch, storage_key
 
 
 @contextmanager
@@ -118,6 +118,8 @@ class _Session:
 
     def finish(self, raising: bool) -> None:
         """Close the report."""
+        if self._modules.compiled:
+            self.report.note(COMPILED)
         self.watch.raising &= raising  # an error that is on its way already is not to be replaced
         if self._loss is not None or self._bounds:
             self._end_step(self._summary.step)

@@ -37,6 +37,10 @@ _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 _next_sequence: Callable[[], int] = torch._C._autograd._get_sequence_nr
 _ROOT_GRADIENT = torch.ops.aten.ones_like.default
 _SCALING = torch.ops.aten.mul.Tensor
+COMPILED = (
+    "code under torch.compile ran uncompiled while it was watched: what only its fused kernels do (their rounding, their "
+    "order of operations) was not seen"
+)
 _SITES = 200_000
 _COPIED = 2**16
 _SWEEP_EVERY = 256
@@ -424,11 +428,8 @@ class Watch(TorchDispatchMode):
         """Gather all that is to be said of an operation."""
         stack = sources.look_at_stack(frame)
         source, forward, module = self._locate(frame)
-        if stack.compiled or self._modules.compiled:
-            self.report.note(
-                "code under torch.compile ran uncompiled while it was watched: what only its fused kernels do "
-                "(their rounding, their order of operations) was not seen"
-            )
+        if stack.compiled:
+            self.report.note(COMPILED)
         bad = next((i for i, (_, state) in enumerate(results) if state > State.FINITE), None)
         places = places_of(results[bad][0]) if bad is not None else None
         shape = results[bad][0].shape if bad is not None else None
