@@ -38,8 +38,8 @@ _next_sequence: Callable[[], int] = torch._C._autograd._get_sequence_nr
 _ROOT_GRADIENT = torch.ops.aten.ones_like.default
 _SCALING = torch.ops.aten.mul.Tensor
 COMPILED = (
-    "code under torch.compile ran uncompiled while it was watched: what only its fused kernels do (their rounding, their "
-    "order of operations) was not seen"
+    "code under torch.compile ran uncompiled while it was watched: what only its fused kernels do (their rounding, "
+    "their order of operations) was not seen"
 )
 _SITES = 200_000
 _COPIED = 2**16
