@@ -11,6 +11,7 @@ PACKAGE = ROOT / "xor_study"
 ORDER = [
     "catalogue",
     "files",
+    "autopsy",
     "activations",
     "initializers",
     "losses",
@@ -77,6 +78,11 @@ def test_imports_go_one_way(path: Path) -> None:
         if top == "xor_study" and rest and rest[0] not in ORDER:
             assert rest == ["__version__"], f"{name}: import from the module that has it"
         assert room(path) in ONLY_IN.get(top, {room(path)}), name
+
+
+def test_the_autopsy_knows_nothing_of_the_rest() -> None:
+    names = {name for path in FILES if room(path) == "autopsy" for name in imports(path)}
+    assert all(name.startswith("xor_study.autopsy.") for name in names if name.startswith("xor_study"))
 
 
 def test_figures_know_no_torch() -> None:

@@ -1,0 +1,181 @@
+"""Source lines: which line of the user's code an operation belongs to, found by walking Python's frames."""
+
+from __future__ import annotations
+
+import linecache
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import NamedTuple
+
+import torch
+
+_TORCH = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parent)
+_USER, _LIBRARY, _SCALER, _UPDATE, _PRINTING, _GRAPH, _ROOT, _FUNCTION, _COMPILER = range(9)
+_SPECIAL = {
+    "amp/grad_scaler.py": _SCALER,
+    "nn/utils/clip_grad.py": _UPDATE,
+    "_tensor_str.py": _PRINTING,
+    "autograd/graph.py": _GRAPH,
+    "autograd/__init__.py": _ROOT,
+    "autograd/function.py": _FUNCTION,
+    "_dynamo/eval_frame.py": _COMPILER,
+}
+_kinds: dict[str, int] = {}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A line of source code.
+
+    Attributes:
+        filename: as Python knows it.
+        lineno: counted from 1.
+        function: the name of the function it stands in.
+        code: the line itself, without its indentation; empty where the source is not to be had.
+        columns: where in `code` the call stands (start, end), if known.
+    """
+
+    filename: str
+    lineno: int
+    function: str
+    code: str
+    columns: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.filename}:{self.lineno}"
+
+
+class Site(NamedTuple):
+    """Where a forward operation was called: cheap to take, resolved to a `Source` only when asked for.
+
+    Attributes:
+        code: the code object of the user's frame.
+        instruction: offset of its current instruction, in bytes.
+        module: name of the innermost running `torch.nn.Module`, or None.
+        allowed: whether it stands in a block that the user allowed.
+    """
+
+    code: CodeType
+    instruction: int
+    module: str | None
+    allowed: bool
+
+    def source(self) -> Source:
+        """Return the line, with its text as `linecache` finds it."""
+        return _source(self.code, self.instruction)
+
+
+class Stack(NamedTuple):
+    """What a look at the whole stack says; taken only where something is not finite."""
+
+    sources: tuple[Source, ...]
+    scaler: bool
+    update: bool
+    printing: bool
+    root: bool
+    compiled: bool
+
+
+def kind_of(filename: str) -> int:
+    """Return what a file is to us: the user's, torch's own, or one of those that mean something."""
+    kind = _kinds.get(filename)
+    if kind is None:
+        kind = _LIBRARY if filename.startswith((_TORCH, _HERE, "<frozen")) or filename == "<string>" else _USER
+        kind = _SPECIAL.get(filename[len(_TORCH) + 1 :], kind) if filename.startswith(_TORCH) else kind
+        _kinds[filename] = kind
+    return kind
+
+
+def user_frame(frame: FrameType | None) -> FrameType | None:
+    """Return the innermost frame of the user's code, or None where autograd's engine (C++) was the caller."""
+    kinds = _kinds
+    while frame is not None:
+        code = frame.f_code
+        filename = code.co_filename
+        kind = kinds.get(filename)
+        if kind is None:
+            kind = kind_of(filename)
+        if kind == _USER:
+            return frame
+        if kind == _GRAPH and code.co_name == "_engine_run_backward":
+            return None
+        frame = frame.f_back
+    return None
+
+
+def applying_frame(frame: FrameType | None) -> FrameType | None:
+    """Return the user's frame that called `Function.apply`, when inside a custom function's forward; else None."""
+    while frame is not None:
+        if kind_of(frame.f_code.co_filename) == _FUNCTION and frame.f_code.co_name == "apply":
+            return user_frame(frame.f_back)
+        frame = frame.f_back
+    return None
+
+
+def outer_user_frame(frame: FrameType | None) -> FrameType | None:
+    """Return the innermost frame of the user's code below the engine: the one that called `backward`."""
+    while frame is not None and kind_of(frame.f_code.co_filename) != _USER:
+        frame = frame.f_back
+    return frame
+
+
+def look_at_stack(frame: FrameType | None) -> Stack:
+    """Return the user's lines, innermost first, and which special rooms of torch the stack passes through."""
+    sources, seen, names = [], set(), set()
+    while frame is not None:
+        kind = kind_of(frame.f_code.co_filename)
+        seen.add(kind)
+        if kind == _USER:
+            sources.append(_source(frame.f_code, frame.f_lasti))
+        elif kind in (_ROOT, _COMPILER):
+            names.add(frame.f_code.co_name)
+        if kind in (_USER, _GRAPH) and len(sources) >= 8:
+            break
+        frame = frame.f_back
+    return Stack(
+        tuple(sources),
+        scaler=_SCALER in seen,
+        update=_UPDATE in seen,
+        printing=_PRINTING in seen,
+        root="_make_grads" in names,
+        compiled="compile_wrapper" in names,
+    )
+
+
+def called_by(frame: FrameType | None) -> tuple[bool, bool]:
+    """Return whether the nearest frames are GradScaler's, and whether they make the root gradient of a backward."""
+    for _ in range(4):
+        if frame is None:
+            break
+        kind = kind_of(frame.f_code.co_filename)
+        if kind == _SCALER:
+            return True, False
+        if kind == _ROOT and frame.f_code.co_name == "_make_grads":
+            return False, True
+        frame = frame.f_back
+    return False, False
+
+
+def source_of(frame: FrameType) -> Source:
+    """Return the line that a frame is at."""
+    return _source(frame.f_code, frame.f_lasti)
+
+
+@lru_cache(maxsize=4096)
+def _source(code: CodeType, instruction: int) -> Source:
+    position = next(islice(code.co_positions(), max(instruction, 0) // 2, None), (None, None, None, None))
+    lineno, end_lineno, start, end = position
+    lineno = lineno or code.co_firstlineno
+    line = linecache.getline(code.co_filename, lineno)
+    text = line.strip()
+    columns = None
+    if text and start is not None and end is not None and end_lineno == lineno:
+        indent = len(line) - len(line.lstrip())
+        raw = line.encode()
+        first, last = len(raw[:start].decode()) - indent, len(raw[:end].decode()) - indent
+        columns = (first, last) if 0 <= first < last <= len(text) and (first, last) != (0, len(text)) else None
+    return Source(code.co_filename, lineno, code.co_name, text, columns)
