@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from xor_study.engines.lanes.loops import TRACED
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "xor_study"
 
@@ -88,3 +90,17 @@ def test_the_autopsy_knows_nothing_of_the_rest() -> None:
 def test_figures_know_no_torch() -> None:
     for path in [*(PACKAGE / "figures").glob("*.py"), PACKAGE / "claims.py", PACKAGE / "report.py"]:
         assert not any(name.startswith("torch") for name in imports(path))
+
+
+def test_a_traced_program_is_made_anew_when_its_sources_change() -> None:
+    """The cache's key hashes all modules that the engine imports by any way, but for how files are written."""
+    found, todo = set(), {"engines.lanes.loops"}
+    while todo:
+        module = todo.pop()
+        found.add(module)
+        path = PACKAGE / (module.replace(".", "/") + ".py")
+        if path.is_file():
+            names = {name.removeprefix("xor_study.") for name in imports(path) if name.startswith("xor_study.")}
+            todo |= {name for long in names for name in (long, long.rpartition(".")[0]) if name} - found
+    modules = {name for name in found if (PACKAGE / f"{name}.py").is_file()}
+    assert modules - {"files"} == set(TRACED)

@@ -93,12 +93,27 @@ def _traced(key: _Key) -> tuple[Loop, str]:
     return loop, module
 
 
+TRACED = [
+    "activations",
+    "catalogue",
+    "data",
+    "initializers",
+    "losses",
+    "network",
+    "optimizers",
+    "outcome",
+    "spec",
+    "training",
+]
+"""The modules, besides this engine's, that it imports by any way: what becomes a program is among them."""
+
+
 @cache
 def sources() -> str:
-    """Return a hash of all of this package's code: what was traced with other code is not used."""
+    """Return a hash of the code that programs are made of and by: what was traced with other code is not used."""
     digest = hashlib.sha256()
     package = Path(__file__).resolve().parents[2]
-    for path in sorted(package.rglob("*.py")):
+    for path in [*(package / f"{name}.py" for name in TRACED), *sorted(Path(__file__).parent.glob("*.py"))]:
         digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
     return digest.hexdigest()
 
