@@ -210,7 +210,7 @@ def test_what_is_wrong_is_said_in_one_line(
         (["seed=range(0,0)"], r"seed=range\(0,0\): an empty sweep"),
         (["optimizer=glob(z*)"], r"optimizer=glob\(z\*\): an empty sweep"),
         (["lr=interval(0,1)"], r"lr=interval\(0,1\): needs another sweeper"),
-        (["lr=glob(*)"], r"lr=glob\(\*\): glob only chooses from a group"),
+        (["lr=glob(*)"], r"lr=glob\(\*\): glob chooses among names"),
         (["engine=plain,vmap"], "engine has one value for the whole sweep"),
         (["hydra.verbose=true,false"], "hydra.verbose has one value for the whole sweep"),
         (["lr=0.1,abc"], "lr=abc: must be a number"),

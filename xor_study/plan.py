@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -387,7 +388,7 @@ def check_choices(parsed: Sequence[Override], loader: ConfigLoader) -> None:
 
 def _check_choice(key: str, value: Any, loader: ConfigLoader) -> None:
     if key in (*CHOICES, STUDY):
-        known = loader.get_group_options(key)
+        known = _options(loader, key)
         if value not in known:
             end = suggestion(str(value), known) if key != "activation" else _activation_hint(str(value), known)
             raise StudyError(f"{key}={show(value)}: unknown{end}")
@@ -405,21 +406,21 @@ def _composed(
 ) -> list[DictConfig]:
     """Return the configuration of each combination of choices, the last axis varying fastest.
 
-    Composing takes long, so where choices bring nothing but their own group's node, each is composed only once.
+    Composing takes long, so a choice that brings nothing but its own group's node is composed only once, whatever it
+    is combined with.
     """
     first = {key: choices[0] for key, choices in axes.items()}
     base = _without_hydra(_compose(loader, config_name, fixed, first))
     nodes: dict[tuple[str, str], Any] = {}
     for key, choices in axes.items():
+        own = tuple(line for line in fixed if line.lstrip("+").startswith(f"{key}."))
         for choice in choices:
-            chosen = first | {key: choice}
-            alone = base if chosen == first else _without_hydra(_compose(loader, config_name, fixed, chosen))
-            nodes[key, choice] = alone._get_node(key)
-            if _others(alone, key) != _others(base, key):
-                return [
-                    _without_hydra(_compose(loader, config_name, fixed, dict(zip(axes, combination, strict=True))))
-                    for combination in itertools.product(*axes.values())
-                ]
+            node = _node(loader, config_name, own, key, choice)
+            if node is None:
+                combinations = itertools.product(*axes.values())
+                chosen = [dict(zip(axes, combination, strict=True)) for combination in combinations]
+                return [_without_hydra(_compose(loader, config_name, fixed, choices)) for choices in chosen]
+            nodes[key, choice] = node
     result = []
     for combination in itertools.product(*axes.values()):
         config = copy.deepcopy(base)
@@ -428,6 +429,24 @@ def _composed(
                 config[key] = copy.deepcopy(nodes[key, choice])
         result.append(config)
     return result
+
+
+@lru_cache(maxsize=1024)
+def _node(loader: ConfigLoader, config_name: str, fixed: tuple[str, ...], key: str, choice: str) -> Any:
+    """Return what a choice brings, with what is fixed in it; None if it changes anything outside its group."""
+    alone = _without_hydra(_compose(loader, config_name, fixed, {key: choice}))
+    return alone._get_node(key) if _others(alone, key) == _other_defaults(loader, config_name, key) else None
+
+
+@lru_cache(maxsize=64)
+def _other_defaults(loader: ConfigLoader, config_name: str, key: str) -> Any:
+    return _others(_without_hydra(_compose(loader, config_name, [], {})), key)
+
+
+@lru_cache(maxsize=64)
+def _options(loader: ConfigLoader, key: str) -> list[str]:
+    """Return the choices of a group."""
+    return list(loader.get_group_options(key))
 
 
 def _others(config: DictConfig, key: str) -> Any:
