@@ -17,7 +17,7 @@ practice_initialization verify_stable verify_accurate verify_boundary advice_ver
 advice_monitoring"""
 """The claims as the article makes them."""
 
-TABLES = ("importance", "warnings", "naive_onsets", "boundaries")
+TABLES = ("importance", "monitors", "naive_onsets", "boundaries")
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +110,15 @@ def test_a_rounding_that_comes_earlier_refutes_the_rounding(evidence: Evidence) 
     assert verdict(Evidence(evidence.study, tables), "naive_loss_rounds") == "refuted"
 
 
-def test_a_false_alarm_in_every_sound_run_is_no_warning(evidence: Evidence) -> None:
-    table = evidence.tables["warnings"].assign(warned_at=1)
-    assert verdict(Evidence(evidence.study, {"warnings": table}), "advice_monitoring") == "undecided"
+def test_a_monitor_must_warn_early_and_not_cry_wolf(evidence: Evidence) -> None:
+    def judged(**values: float) -> str:
+        table = evidence.tables["monitors"].assign(**values)
+        return verdict(Evidence(evidence.study, {"monitors": table}), "advice_monitoring")
+
+    assert judged() == "supported"
+    assert judged(false=1.0, false_low=0.99, false_high=1.0) == "refuted"
+    assert judged(true=0.1, true_low=0.05, true_high=0.2) == "refuted"
+    assert judged(lead_median=0.0) == "undecided"
 
 
 def test_importance_decides_two_claims(evidence: Evidence) -> None:

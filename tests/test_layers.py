@@ -30,6 +30,7 @@ ORDER = [
     "mechanism",
     "conformance",
     "probes",
+    "monitors",
     "claims",
     "figures",
     "report",

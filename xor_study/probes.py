@@ -24,9 +24,6 @@ from xor_study.training import DTYPES
 FACTORS = ("optimizer", "lr", "init", "loss", "activation.hidden")
 """What `study=root_causes` crosses."""
 
-WINDOW = 32
-"""Steps whose mean loss is held against the first."""
-
 SIDE = 50
 """Points along each side of the article's picture of the unit square."""
 
@@ -81,31 +78,6 @@ def importance(study: Study) -> pd.DataFrame:
     runs = runs[runs["seed"] < cells["n"].min()]
     table = runs.assign(solved=runs["outcome"] == "solved")
     return statistics.decomposition(table, FACTORS, "solved", "seed").assign(n=len(table))
-
-
-def warnings(study: Study) -> pd.DataFrame:
-    """Return when the loss warns: when the mean of the last `WINDOW` losses first stands above twice the first loss.
-
-    Columns: seed, failing (a run of Axon 0.6.1's loss that goes to NaN, else the run of 0.7.0's with the same seed),
-    onset and warned_at, missing where there is none.
-    """
-    runs = study.runs_of(_cell(study, RunSpec(loss="axon_0_6_1")))
-    runs = runs[runs["first_nonfinite_step"].notna()]
-    tables = []
-    for failing, loss in ((True, "axon_0_6_1"), (False, "axon_0_7_0")):
-        result = train([RunSpec(loss=loss, seed=seed) for seed in runs["seed"]], every_step=True)
-        assert result.history is not None
-        losses = result.history["loss"].to_numpy().reshape(len(runs), -1)
-        means = np.cumsum(losses, axis=1)
-        means[:, WINDOW:] -= means[:, :-WINDOW].copy()
-        high = np.zeros(losses.shape, bool)
-        high[:, WINDOW - 1 :] = means[:, WINDOW - 1 :] / WINDOW > 2 * losses[:, :1]
-        steps = pd.array(high.argmax(1) + 1, "Int64")
-        steps[~high.any(1)] = pd.NA
-        onset = runs["first_nonfinite_step"].to_numpy() if failing else pd.NA
-        columns = {"seed": runs["seed"].to_numpy(), "failing": failing, "onset": onset, "warned_at": steps}
-        tables.append(pd.DataFrame(columns).astype({"onset": "Int64"}))
-    return pd.concat(tables, ignore_index=True)
 
 
 def naive_onsets(study: Study) -> pd.DataFrame:
@@ -230,7 +202,8 @@ def _courses(settings: Mapping[str, RunSpec], seeds: int, measures: tuple[str, .
 def symptom(study: Study, seeds: int = 100) -> pd.DataFrame:
     """Return what Axon's loop prints with Axon 0.6.1's loss and SGD: the mean of all losses so far.
 
-    Columns: step (ten a decade and each 200th), n, nan (share of runs whose mean is NaN by then), low, median and high
+    Columns: step (ten a decade and each 200th), n, nan (share of runs whose mean is NaN by then) with nan_low and
+    nan_high, low, median and high
     (quartiles of those that are not), and example, the first run to be NaN within the first epoch.
     """
     runs = study.runs_of(_cell(study, RunSpec(loss="axon_0_6_1")))
@@ -244,7 +217,9 @@ def symptom(study: Study, seeds: int = 100) -> pd.DataFrame:
     shown = np.union1d(log_spaced(steps), np.arange(200, steps + 1, 200))
     values = np.where(np.isfinite(means), means, np.nan)[:, shown - 1]
     low, median, high = np.nanquantile(values[:seeds], list(QUARTILES.values()), axis=0)
-    columns = {"step": shown, "n": seeds, "nan": np.isnan(values[:seeds]).mean(0)}
+    nan = np.isnan(values[:seeds]).sum(0)
+    ends = np.array([statistics.wilson(int(count), seeds) for count in nan])
+    columns = {"step": shown, "n": seeds, "nan": nan / seeds, "nan_low": ends[:, 0], "nan_high": ends[:, 1]}
     columns |= {"low": low, "median": median, "high": high, "example": values[chosen.index(example)]}
     return pd.DataFrame(columns).assign(example_seed=example)
 

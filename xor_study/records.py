@@ -183,6 +183,6 @@ def write_weights(folder: Path, result: Result) -> None:
 def write_history(folder: Path, result: Result) -> None:
     """Write what was noted of every step of a single run."""
     assert result.history is not None
-    table = result.history.drop(columns=["run_id", "max_abs_grad", "max_abs_parameter"])
+    table = result.history.drop(columns=["run_id", "max_abs_grad", "max_abs_parameter", "saturated"])
     table["accuracy"] = table.pop("corners_right") / len(CORNERS)
     write_table(folder / HISTORY, table)

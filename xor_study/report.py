@@ -47,6 +47,10 @@ CAPTIONS = {
     "the logit from which on p rounds to 1, which is p log 2 or (p + 1) log 2 of p significant bits.",
     "boundaries": "What trained networks answer around the unit square, and the article's own picture.",
     "gradients": "Norm of the gradient and largest logit over time: medians and quartiles.",
+    "monitors": "What warns of NaN. (a) to (c) How many failures a monitor sees before they happen against how many "
+    "sound "
+    "runs it accuses, over all thresholds, study by study; (d) how early it warns at a threshold with few false "
+    "alarms.",
     "fixes": "The effect of every claim with its 95 % interval.",
     "importance": "Which share of the variance of success each factor explains on sound networks, alone and in pairs; "
     "bootstrap intervals over seeds.",

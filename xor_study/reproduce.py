@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from xor_study import claims, conformance, figures, mechanism, plan, probes, records, report, terminal
+from xor_study import claims, conformance, figures, mechanism, monitors, plan, probes, records, report, terminal
 from xor_study.catalogue import StudyError
 from xor_study.cells import CELL, Study, curves, examples, seeds_of_each_cell
 from xor_study.engines import FallbackWarning, check_engine, train_table
@@ -101,9 +101,10 @@ def tables_of(runs: pd.DataFrame, losses: pd.DataFrame, quick: bool) -> dict[str
 def _tables(study: Study, losses: pd.DataFrame, seeds: int) -> dict[str, pd.DataFrame]:
     broken = _mechanism_runs(study)
     typical = mechanism.typical_run(broken)
+    watched = monitors.alarms(study, {name: max(4, size * seeds // 100) for name, size in monitors.SEEDS.items()})
     evidence = {
         "importance": probes.importance(study),
-        "warnings": probes.warnings(study),
+        "monitors": monitors.summary(watched),
         "naive_onsets": probes.naive_onsets(study),
         "boundaries": probes.boundaries(seeds),
     }
@@ -117,6 +118,7 @@ def _tables(study: Study, losses: pd.DataFrame, seeds: int) -> dict[str, pd.Data
         "courses": probes.courses(seeds),
         "symptom": probes.symptom(study, seeds),
         "survival": probes.survival(study),
+        "roc": monitors.roc(watched),
         "mechanism_cells": mechanism.cells(broken),
         "mechanism_curves": mechanism.curves(broken, losses),
         "mechanism_repairs": mechanism.repairs(broken),

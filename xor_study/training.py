@@ -6,6 +6,7 @@ corners instead of the batch: the mean over a batch of random bits is a sum over
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,6 +42,7 @@ class Observation(NamedTuple):
         max_abs_parameter: largest absolute parameter after the update.
         max_abs_logit: largest absolute logit of the four corners.
         corners_right: how many of the four corners are on the right side.
+        saturated: how many of the four corners have a logit beyond `SATURATED`.
     """
 
     loss: Tensor
@@ -49,6 +51,16 @@ class Observation(NamedTuple):
     max_abs_parameter: Tensor
     max_abs_logit: Tensor
     corners_right: Tensor
+    saturated: Tensor
+
+
+SATURATED = math.log(999)
+"""The size of a logit whose sigmoid is within 0.1 % of 0 or 1."""
+
+
+def saturated(logit: Tensor) -> Tensor:
+    """Return how many corners are saturated, of their logits (..., 4)."""
+    return (torch.abs(logit) > SATURATED).sum(-1)
 
 
 class Internals(NamedTuple):
@@ -166,6 +178,7 @@ def step(
         max_abs_parameter=torch.linalg.vector_norm(updated, torch.inf),
         max_abs_logit=torch.linalg.vector_norm(logit, torch.inf),
         corners_right=program.corners_right(logit),
+        saturated=saturated(logit),
     )
     return updated, state, observation, Internals(gradient, logit)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from xor_study.network import XORNetwork
 from xor_study.outcome import CHUNK, Detail, Recorder, Trained
-from xor_study.training import Cohort, Internals, Observation
+from xor_study.training import Cohort, Internals, Observation, saturated
 
 
 def train(cohorts: Iterable[Cohort], detail: Detail, progress: Callable[[int], None]) -> Iterator[Trained]:
@@ -108,6 +108,7 @@ def _trainer(
                 max_abs_parameter=updated.abs().max(),
                 max_abs_logit=logits.abs().max(),
                 corners_right=program.corners_right(logits),
+                saturated=saturated(logits),
             )
 
     return take_steps

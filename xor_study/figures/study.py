@@ -107,6 +107,9 @@ def symptom(table: pd.DataFrame) -> Figure:
         upper.set_title(f"Axon 0.6.1, SGD without a rate (n = {table['n'].iloc[0]})", loc="left", fontsize=8.5)
         upper.legend(loc="upper left", bbox_to_anchor=(0, 0.95))
         lower.plot(table["step"], table["nan"], color=ORANGE, drawstyle="steps-post")
+        lower.fill_between(
+            table["step"], table["nan_low"], table["nan_high"], step="post", color=ORANGE, alpha=0.25, lw=0
+        )
         lower.axvline(1000, color=GREY, linestyle=":", linewidth=0.9)
         lower.text(1000, 0.5, "one epoch ", ha="right", color=GREY)
         lower.set(xlabel="step", ylabel="share NaN", ylim=(0, 0.6))
@@ -320,7 +323,7 @@ def boundaries(panels: pd.DataFrame) -> Figure:
             axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), aspect="equal", xticks=[0, 1], yticks=[0, 1])
             axes.set_title(name, fontsize=8)
         figure.colorbar(shades, ax=grid, label="prediction", shrink=0.6, ticks=[0, 0.5, 1])
-        figure.supxlabel("x1 (circles: false, squares: true)", fontsize=8)
+        figure.supxlabel("x1 (circles: false, squares: true; one network each)", fontsize=8)
         figure.supylabel("x2", fontsize=8)
     return figure
 
@@ -353,6 +356,46 @@ def gradients(courses: pd.DataFrame) -> Figure:
         both[1].text(1, 95, "88.72: beyond, e^|z| is infinite in float32", va="bottom", color=GREY, fontsize=7)
         both[1].set_xlabel("step")
         figure.legend(*both[0].get_legend_handles_labels(), ncols=2, loc="outside lower center", columnspacing=1)
+    return figure
+
+
+def monitors(roc: pd.DataFrame, summary: pd.DataFrame) -> Figure:
+    """Return which monitors tell failing runs from sound ones, and how early.
+
+    Args:
+        roc: of `monitors.roc`.
+        summary: of `monitors.summary`.
+    """
+    names = [name for name in dict.fromkeys(summary["study"]) if name != "all"]
+    kinds = list(dict.fromkeys(summary["monitor"]))
+    styles = dict(zip(kinds, _LINES, strict=False))
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(2, 2, figsize=(COLUMN, 4.0))
+        for axes, name, letter in zip(grid.flat, names, "abc", strict=False):
+            for kind in kinds:
+                curve = roc[(roc["study"] == name) & (roc["monitor"] == kind)].sort_values(["false", "true"])
+                axes.plot(curve["false"], curve["true"], **(styles[kind] | {"marker": ""}))
+            axes.plot([0, 1], [0, 1], color="black", linewidth=0.5, linestyle=":")
+            part = summary[summary["study"] == name].iloc[0]
+            axes.set_title(f"({letter}) {name}", loc="left", fontsize=8.5)
+            axes.text(1, 0.02, f"n = {2 * part['n']:.0f} NaN,\n{2 * part['m']:.0f} solved", ha="right", fontsize=7)
+            axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+        grid[0, 0].set_ylabel("share of NaN seen")
+        grid[1, 0].set(ylabel="share of NaN seen", xlabel="false alarms")
+        axes = grid[1, 1]
+        for place, name in enumerate(names):
+            for offset, kind in enumerate(kinds):
+                row = summary[(summary["study"] == name) & (summary["monitor"] == kind)].iloc[0]
+                y = place + 0.18 * (offset - 1.5)
+                spread = [[row["lead_median"] - row["lead_low"]], [row["lead_high"] - row["lead_median"]]]
+                colour, marker = styles[kind]["color"], styles[kind]["marker"]
+                axes.errorbar(row["lead_median"], y, xerr=spread, fmt=marker, color=colour, markersize=3, linewidth=0.9)
+        axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xscale="log")
+        axes.set_xlabel("steps ahead")
+        axes.set_title("(d) how early", loc="left", fontsize=8.5)
+        for kind in kinds:
+            axes.plot([], [], label=kind, **styles[kind])
+        figure.legend(*axes.get_legend_handles_labels(), ncols=2, loc="outside lower center", columnspacing=1)
     return figure
 
 
