@@ -21,7 +21,10 @@ ORDER = [
     "training",
     "outcome",
     "engines",
+    "batches",
+    "parts",
     "records",
+    "sweep",
     "figures",
     "statistics",
     "mechanism",
@@ -37,6 +40,7 @@ ONLY_IN = {
     "matplotlib": {"figures"},
     "rich": {"terminal"},
     "llvmlite": {"engines"},
+    "filelock": {"parts", "sweep"},
 }
 
 

@@ -1,5 +1,6 @@
 """The command line, as a user meets it: what it prints, what it leaves, and what it says when it can't."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -16,6 +17,11 @@ from xor_study.spec import FIELDS, key_of
 
 SHORT = ("epochs=2", "iterations=30")
 Call = Callable[..., tuple[int, str, str]]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return all files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -147,14 +153,16 @@ def test_duplicates_run_once_and_are_mentioned(call: Call) -> None:
 
 
 def test_results_are_never_overwritten(call: Call, tmp_path: Path) -> None:
-    for mode, key in (((), "hydra.run.dir"), (("-m",), "hydra.sweep.dir")):
-        folder = tmp_path / key
-        assert call(*mode, *SHORT, f"{key}={key}")[0] == 0
-        before = {path: path.read_bytes() for path in folder.iterdir()}
-        code, _, err = call(*mode, *SHORT, "seed=5", f"{key}={key}")
+    single, many = ((), "hydra.run.dir"), (("-m",), "hydra.sweep.dir")
+    for (mode, key), (other, other_key) in itertools.product((single, many), repeat=2):
+        name = f"{key}_{other_key}"
+        folder = tmp_path / name
+        assert call(*mode, *SHORT, f"{key}={name}")[0] == 0
+        before = contents(folder)
+        code, _, err = call(*other, *SHORT, "seed=5", f"{other_key}={name}")
         assert code == 1
-        assert f"{key}={key}: holds runs.csv already" in err
-        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        assert f"{other_key}={name}: holds " in err
+        assert contents(folder) == before
 
 
 BAD = [

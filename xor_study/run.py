@@ -45,8 +45,8 @@ def main() -> None:
         hydra.main(version_base=VERSION_BASE, config_path=str(plan.CONFIG_DIR), config_name=plan.CONFIG_NAME)(_task)()
     except (StudyError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         _fail(error)
-    except KeyboardInterrupt:
-        print("interrupted; no results were written", file=sys.stderr)
+    except KeyboardInterrupt as interrupted:
+        print(interrupted if interrupted.args else "interrupted; no results were written", file=sys.stderr)
         sys.exit(130)
 
 
@@ -94,9 +94,12 @@ def _check(arguments: argparse.Namespace) -> list[str]:
             # The sweeper plans the rest, also before anything is written.
             rewritten = dict(zip(overrides, plan.for_hydra(overrides, loader), strict=True))
             return [rewritten.get(argument, argument) for argument in given]
-        plan.plan(loader, overrides, sweep=False, config_name=config_name)
+        planned = plan.plan(loader, overrides, sweep=False, config_name=config_name)
         if arguments.cfg:
             return given
+        if planned.dry_run:
+            runner.dry_run(planned)
+            sys.exit(0)
         config = loader.load_configuration(config_name, overrides, run_mode=RunMode.RUN)
         HydraConfig.instance().set_config(config)
         records.check_folder("hydra.run.dir", config.hydra.run.dir)
@@ -117,10 +120,11 @@ def _task(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         values = plan.values_of(config)
-        engine, device, threads, log = (values.pop(name) for name in plan.SETTINGS)
+        engine, device, threads, log, shards, dry_run = (values.pop(name) for name in plan.SETTINGS)
         check_device(device)
         check_engine(engine, device, threads)
         plan.check_log(log, sweep=False)
+        plan.check_mode(shards, dry_run, sweep=False)
         for field, value in values.items():
             plan.check_value(field, value, values)
         table = table_of(pd.DataFrame([values], dtype=object))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
+from xor_study.batches import Batches, Estimate
 from xor_study.data import CORNERS, TARGETS
 from xor_study.engines import FallbackWarning, Progress, Result
 from xor_study.outcome import OUTCOMES, running_mean
@@ -47,6 +49,41 @@ def notes() -> Iterator[None]:
             console().print(f"note: {warning.message}")
         else:
             warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def show_notes(lines: Sequence[str]) -> None:
+    """Print notes, one a line."""
+    for line in lines:
+        console().print(f"note: {line}", markup=False, soft_wrap=True)
+
+
+def show_plan(estimated: Estimate, planned: Batches, axes: Sequence[str], duplicates: int) -> None:
+    """Print what a plan would run."""
+    out = console()
+    table = Table(box=None, pad_edge=False, show_header=False)
+    engines = Counter(batch.engine for batch in planned.all)
+    rows = {
+        "cells": f"{estimated.cells:,}",
+        "runs": f"{estimated.runs:,}" + (f" ({duplicates:,} more stood twice)" if duplicates else ""),
+        "axes": ", ".join(axes) or "none",
+        "network-steps": f"{estimated.steps:,}",
+        "batches": ", ".join(f"{count:,} on {engine}" for engine, count in engines.items()),
+        "time": f"about {duration(estimated.seconds)} of training on this machine",
+        "size": f"about {estimated.bytes / 1e6:,.1f} MB",
+    }
+    for name, text in rows.items():
+        table.add_row(name, text)
+    out.print(table)
+    show_notes([planned.fallback] if planned.fallback else [])
+    out.print("Nothing was run: dry_run=true.")
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: two of its largest units."""
+    whole = max(1, round(seconds))
+    units = {"d": whole // 86400, "h": whole // 3600 % 24, "min": whole // 60 % 60, "s": whole % 60}
+    told = [f"{count} {unit}" for unit, count in units.items() if count]
+    return " ".join(told[:2])
 
 
 class _Speed(ProgressColumn):
