@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
+
 from xor_study import batches, run
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["xor_study.run", "xor_study.engines.lanes", "hydra_plugins.xor_study_sweeper"])
 
-RUNS_OF_A_BATCH = 8
+RUNS_OF_A_BATCH = 16
 
 
 def _main(arguments: Sequence[str], folder: Path, name: str, largest_file: int | None, clock: float) -> None:
@@ -23,6 +25,7 @@ def _main(arguments: Sequence[str], folder: Path, name: str, largest_file: int |
     os.chdir(folder)
     for stream, kind in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{name}.{kind}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
+    torch.set_num_threads(1)  # more would wait for each other where cores are few
     batches.MOST_RUNS = RUNS_OF_A_BATCH
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))

@@ -95,10 +95,8 @@ def test_interrupted(count: int, reference: tuple[Path, float], tmp_path: Path) 
     os.kill(command.process.pid, signal.SIGINT)
     assert command.wait() == 130
     kept = finished(tmp_path) * RUNS_OF_A_BATCH
-    goes_on = "python -m xor_study.run" if "-m xor" in command.err else "xor-study"
-    assert command.err == (
-        f"interrupted; {kept} of {RUNS} runs are kept in sweep; to go on: {goes_on} {shlex.join(HERE)}\n"
-    )
+    goes_on = shlex.join(["xor-study", *HERE])
+    assert command.err == f"interrupted; {kept} of {RUNS} runs are kept in sweep; to go on: {goes_on}\n"
     assert f"{kept} of {RUNS} runs are done already" in finish(tmp_path, reference[0]).out
 
 

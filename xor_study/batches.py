@@ -69,7 +69,9 @@ def identity(run_ids: NDArray[np.bytes_]) -> str:
     return hashlib.sha256(run_ids.tobytes()).hexdigest()[:20]
 
 
-def batches(table: pd.DataFrame, run_ids: NDArray[np.bytes_], engine: str, device: str) -> Batches:
+def batches(
+    table: pd.DataFrame, run_ids: NDArray[np.bytes_], engine: str, device: str, shards: int | None = None
+) -> Batches:
     """Return the batches of a checked table.
 
     Args:
@@ -77,6 +79,7 @@ def batches(table: pd.DataFrame, run_ids: NDArray[np.bytes_], engine: str, devic
         run_ids: of its runs.
         engine: by name, or "auto".
         device: that they train on.
+        shards: at least how many batches an engine's runs make, that each job has one.
     """
     kinds = list(places(table))
     reasons = _refused(table, kinds, device) if engine == AUTO else {}
@@ -87,7 +90,8 @@ def batches(table: pd.DataFrame, run_ids: NDArray[np.bytes_], engine: str, devic
         members = [rows for rows, own in zip(kinds, chosen, strict=True) if own == name]
         if members:
             order = np.concatenate(members)
-            split = np.split(order, _cuts(steps[order], int(RATES[name] * SECONDS)))
+            share = -(-int(steps[order].sum()) // (shards or 1))
+            split = np.split(order, _cuts(steps[order], min(share, int(RATES[name] * SECONDS))))
             found += [Batch(rows, name, int(steps[rows].sum()), identity(run_ids[rows])) for rows in split]
     fallback = None
     if reasons:

@@ -80,7 +80,7 @@ def run_sweep(
         StudyError: if something went wrong; what is finished is kept.
         InterruptedSweep: likewise.
     """
-    sweep = Sweep(planned.table, planned.engine, planned.device, planned.threads, folder)
+    sweep = Sweep(planned.table, planned.engine, planned.device, planned.threads, folder, shards)
     records.git_commit()  # asked now, while the files are those that were loaded
     command = _command(folder)
     notes = sweep.begin(command)
@@ -94,9 +94,9 @@ def run_sweep(
         if launch is None:
             with terminal.progress_bar(len(planned.table)) as follow, terminal.notes():
                 sweep.train(follow)
-        elif sweep.missing():
+        elif sweep.lost():
             problems = launch(folder, sweep.planned.identity)
-        runs = _merge(sweep, shards or 1, problems)
+        runs = _merge(sweep, problems)
     except (StudyError, OSError) as error:
         raise StudyError(f"{one_line(error)}; {_kept(sweep, command)}") from error
     except KeyboardInterrupt as error:
@@ -108,16 +108,16 @@ def run_sweep(
 MULTIRUN = "multirun.yaml"
 
 
-def _merge(sweep: Sweep, shards: int, problems: Sequence[str]) -> pd.DataFrame:
+def _merge(sweep: Sweep, problems: Sequence[str]) -> pd.DataFrame:
     """Return the table of all runs, written.
 
     Raises:
         StudyError: if runs are missing; it names the shards that were lost.
     """
     sweep.parts.scan()
-    lost = [shard for shard in range(shards) if sweep.missing(shard, shards)]
+    lost = sweep.lost()
     if lost:
-        names = f"shard{'s' * (len(lost) > 1)} {', '.join(map(str, lost))} of {shards} left runs out"
+        names = f"shard{'s' * (len(lost) > 1)} {', '.join(map(str, lost))} of {sweep.shards} left runs out"
         raise StudyError("; ".join([names, *problems]))
     return sweep.merge()
 
@@ -137,7 +137,7 @@ def _command(folder: Path) -> str:
     return shlex.join([*own, *sys.argv[1:], *([] if named else [f"hydra.sweep.dir={folder}"])])
 
 
-def run_shard(sweep: Sweep, shard: int, shards: int, identity: str) -> None:
+def run_shard(sweep: Sweep, shard: int, identity: str) -> None:
     """Train one shard of a sweep that another process began.
 
     Raises:
@@ -148,13 +148,13 @@ def run_shard(sweep: Sweep, shard: int, shards: int, identity: str) -> None:
     sweep.parts.scan()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)
-        sweep.train(lambda progress: None, shard, shards)
+        sweep.train(lambda progress: None, shard)
 
 
 def dry_run(planned: Plan) -> None:
     """Say what a plan would run, about how long it takes and how large it gets."""
     ids = run_ids(planned.table).to_numpy().astype("S20")
-    found = batches(planned.table, ids, planned.engine, planned.device)
+    found = batches(planned.table, ids, planned.engine, planned.device, planned.shards)
     terminal.show_plan(estimate(planned.table, found, planned.threads), found, planned.axes, planned.duplicates)
 
 

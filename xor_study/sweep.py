@@ -49,6 +49,7 @@ class Sweep:
         table: the plan's runs, checked and distinct.
         engine, device, threads: see `engines.train`; the engine may be "auto".
         folder: where the parts are and the results go.
+        shards: how many jobs share the work, or None.
 
     Attributes:
         ids: the runs' identities.
@@ -61,6 +62,7 @@ class Sweep:
     device: str
     threads: int | None
     folder: Path
+    shards: int | None = None
     ids: pd.Series[str] = field(init=False)
     planned: Batches = field(init=False)
     parts: Parts = field(init=False)
@@ -68,7 +70,7 @@ class Sweep:
     def __post_init__(self) -> None:
         self.ids = run_ids(self.table)
         self.parts = Parts(self.folder, self.ids.to_numpy().astype("S20"))
-        self.planned = batches(self.table, self.parts.run_ids, self.engine, self.device)
+        self.planned = batches(self.table, self.parts.run_ids, self.engine, self.device, self.shards)
 
     def begin(self, command: str) -> list[str]:
         """Make the folder this sweep's, or go on in it, and return notes on what was found there.
@@ -121,24 +123,28 @@ class Sweep:
     def _lock(self) -> BaseFileLock:
         return FileLock(self.folder / ".lock")
 
-    def missing(self, shard: int = 0, shards: int = 1) -> list[Batch]:
-        """Return the batches of a shard that runs are missing of; all batches are dealt to the shards in turn."""
-        return [batch for batch in self.planned.all[shard::shards] if not self.parts.done[batch.rows].all()]
+    def own(self, shard: int | None = None) -> Sequence[Batch]:
+        """Return the batches of a shard, which are dealt to them in turn, or all of them."""
+        return self.planned.all if shard is None else self.planned.all[shard :: self.shards]
 
-    def train(self, follow: Callable[[Progress], None], shard: int = 0, shards: int = 1) -> None:
+    def lost(self) -> list[int]:
+        """Return the shards that left runs out."""
+        shards = range(self.shards or 1)
+        return [shard for shard in shards if any(not self.parts.done[batch.rows].all() for batch in self.own(shard))]
+
+    def train(self, follow: Callable[[Progress], None], shard: int | None = None) -> None:
         """Train what is missing, and leave a part of each batch; return when all is done, here or elsewhere.
 
         Args:
             follow: is told how far it is.
-            shard: which share of the batches, from 0.
-            shards: how many shares there are.
+            shard: which share of the batches, from 0; None for all.
         """
-        own = self.planned.all[shard::shards]
+        own = self.own(shard)
         steps = (self.table["epochs"] * self.table["iterations"]).to_numpy()
         rows = np.concatenate([np.zeros(0, np.intp), *(batch.rows for batch in own)])
         todo = rows[~self.parts.done[rows]]
         progress = Progress(len(rows), int(steps[todo].sum()), len(rows) - len(todo))
-        progress.outcomes.update({name: count for name, count in self.parts.outcomes().items() if shards == 1})
+        progress.outcomes.update({name: count for name, count in self.parts.outcomes().items() if shard is None})
 
         def advance(made: int, measures: pd.DataFrame | None) -> None:
             progress.steps_done += made

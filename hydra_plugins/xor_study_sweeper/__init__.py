@@ -79,8 +79,8 @@ def _shard(
 ) -> None:
     """Train one shard of a sweep: what a launcher's job does, perhaps on another host. `config` says nothing of it."""
     planned = plan.plan(loader, arguments, sweep=True, config_name=config_name)
-    sweep = Sweep(planned.table, planned.engine, planned.device, planned.threads, Path(folder))
-    runner.run_shard(sweep, HydraConfig.get().job.num, shards, identity)
+    sweep = Sweep(planned.table, planned.engine, planned.device, planned.threads, Path(folder), shards)
+    runner.run_shard(sweep, HydraConfig.get().job.num, identity)
 
 
 ConfigStore.instance().store(
