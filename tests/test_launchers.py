@@ -123,6 +123,6 @@ def test_a_job_that_fails_is_named(
     with pytest.raises(SystemExit, match="1"):
         run.main()
     assert capsys.readouterr().err == (
-        "error: shard 1 of 4 left runs out; shard 1 of 4: far/away: Input/output error; 60 of 80 runs are kept in sweep; "
-        f"to go on: {shlex.join(sys.argv)}\n"
+        "error: shard 1 of 4 left runs out; shard 1 of 4: far/away: Input/output error; "
+        f"60 of 80 runs are kept in sweep; to go on: {shlex.join(sys.argv)}\n"
     )

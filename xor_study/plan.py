@@ -36,6 +36,9 @@ CONFIG_NAME = "config"
 SETTINGS = ("engine", "device", "threads", "log", "shards", "dry_run")
 """What is the same for a whole sweep and no part of a run."""
 
+CALLABLES = ("hydra.callbacks", "hydra.job_logging", "hydra.hydra_logging")
+"""Parts of Hydra's configuration whose values may name any function."""
+
 MOST_SHARDS = 10**5
 
 LOGS = ("epochs", "axon")
@@ -170,10 +173,18 @@ def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise StudyError(f"{show(text)}: can't be read as key=value; put an odd value in quotes") from error
         key = override.key_or_group
-        if not override.is_hydra_override():
+        if override.is_hydra_override():
+            _check_harmless(key, text)
+        else:
             _check_key(override, text)
         result[key] = override
     return list(result.values())
+
+
+def _check_harmless(key: str, text: str) -> None:
+    """Raise StudyError if an override of Hydra's own configuration would name code to be run."""
+    if "_target_" in text or key.lstrip("+~").startswith(CALLABLES):
+        raise StudyError(f"{show(text)}: names code to be run, which no setting may; choose with hydra/launcher=...")
 
 
 def _check_key(override: Override, text: str) -> None:
