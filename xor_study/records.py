@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -141,6 +142,15 @@ def _quoted(value: Any) -> str:
     if text.isalnum():
         return text
     return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text
+
+
+def hints(folder: Path, runs: pd.DataFrame, command: str) -> dict[str, str]:
+    """Return commands for who has a sweep's table before him, by what they are for."""
+    name = shlex.quote(str(folder))
+    found = {"this table again": f"xor-study show {name}"}
+    if (runs["loss"] == "axon_binary_cross_entropy").all():
+        found["figure"] = f"python scripts/mechanism.py {name} && python scripts/figures.py mechanism"
+    return found | ({"go on, or make it larger": command} if command else {})
 
 
 def read_runs(folder: Path) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from xor_study import plan, records, runner
+from xor_study import look, plan, records, runner
 from xor_study.catalogue import StudyError
 from xor_study.engines import check_device, check_engine
 from xor_study.spec import table_of
@@ -36,10 +36,13 @@ VERSION_BASE = "1.3"
 def main() -> None:
     """Run what the command line asks for; end with exit code 1 and one line if it can't be done."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # makes Hydra raise its errors instead of printing them
-    parser = get_args_parser()
-    arguments = parser.parse_args()
-    _check_usage(parser, arguments)
     try:
+        if sys.argv[1:2] and sys.argv[1] in look.COMMANDS:
+            look.main(sys.argv[1:])
+            return
+        parser = get_args_parser()
+        arguments = parser.parse_args()
+        _check_usage(parser, arguments)
         _register()
         sys.argv[1:] = _check(arguments)
         hydra.main(version_base=VERSION_BASE, config_path=str(plan.CONFIG_DIR), config_name=plan.CONFIG_NAME)(_task)()

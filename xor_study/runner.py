@@ -83,7 +83,7 @@ def run_sweep(
     sweep = Sweep(planned.table, planned.engine, planned.device, planned.threads, folder, shards)
     records.git_commit()  # asked now, while the files are those that were loaded
     command = _command(folder)
-    notes = sweep.begin(command)
+    notes = sweep.begin(command, planned.axes)
     write_atomically(folder / MULTIRUN, lambda stream: stream.write(config.encode()))
     if planned.duplicates:
         given = len(planned.table) + planned.duplicates
@@ -102,7 +102,7 @@ def run_sweep(
     except KeyboardInterrupt as error:
         raise InterruptedSweep(f"interrupted; {_kept(sweep, command)}") from error
     terminal.show_notes(problems)
-    terminal.show_sweep(runs, planned.axes, folder / records.RUNS)
+    terminal.show_sweep(runs, planned.axes, folder / records.RUNS, records.hints(folder, runs, command))
 
 
 MULTIRUN = "multirun.yaml"

@@ -72,13 +72,14 @@ class Sweep:
         self.parts = Parts(self.folder, self.ids.to_numpy().astype("S20"))
         self.planned = batches(self.table, self.parts.run_ids, self.engine, self.device, self.shards)
 
-    def begin(self, command: str) -> list[str]:
+    def begin(self, command: str, axes: Sequence[str]) -> list[str]:
         """Make the folder this sweep's, or go on in it, and return notes on what was found there.
 
         A folder belongs to one plan, which may grow: a sweep that asks for all the runs in it and more goes on.
 
         Args:
             command: that goes on with this sweep, for people.
+            axes: that were given, for who shows it again.
 
         Raises:
             StudyError: if the folder holds results of another plan, or results without their parts.
@@ -94,7 +95,7 @@ class Sweep:
                 )
             if (self.folder / records.RUNS).exists() and not self.parts.done.any():
                 raise StudyError(f"hydra.sweep.dir={self.folder}: holds {records.RUNS} without its parts; move it away")
-            about = {"identity": self.planned.identity, "runs": len(self.table), "command": command}
+            about = {"identity": self.planned.identity, "runs": len(self.table), "command": command, "axes": axes}
             text = json.dumps(about, indent=1) + "\n"
             write_atomically(self.folder / records.PLAN, lambda stream: stream.write(text.encode()))
         return list(self._notes())
