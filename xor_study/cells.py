@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from xor_study.catalogue import StudyError
@@ -90,8 +91,9 @@ def _is_difference(one: pd.Series[Any], other: pd.Series[Any]) -> bool:
 
 def _comparable(column: pd.Series[Any]) -> pd.Series[str]:
     """Return a column that may have been read from a file as texts: a number as itself, a missing value as nothing."""
-    texts = {value: "" if pd.isna(value) else _number(value) for value in column.unique()}
-    return column.map(texts)
+    codes, distinct = pd.factorize(column, use_na_sentinel=False)
+    texts = ["" if pd.isna(value) else _number(value) for value in distinct.tolist()]
+    return pd.Series(np.array(texts, dtype=object)[codes], index=column.index)
 
 
 def _number(value: Any) -> str:

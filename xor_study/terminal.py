@@ -237,9 +237,9 @@ def _cells_table(
     """Return a table of cells: the keys as columns or stacked in one, an interval beside its share or below it."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for key in ["cell"] if stacked and keys else keys:
-        table.add_column(key, no_wrap=True)
+        table.add_column(key, no_wrap=not stacked, overflow="fold")
     for name in ("runs", *OUTCOMES):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=not stacked, overflow="fold")
     for cell, runs, counts in rows:
         shares = [_share(count, runs, COLOURS[name], two_lines) for name, count in zip(OUTCOMES, counts, strict=True)]
         stack = ["\n".join(f"{key}={value}" for key, value in zip(keys, cell, strict=True))] if cell else []
