@@ -401,6 +401,13 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
     assert "\x1b" not in err
 
 
+def test_another_sweeper_has_no_dry_run(call: Call, tmp_path: Path) -> None:
+    code, _, err = call("-m", "hydra/sweeper=basic", "seed=1,2", "dry_run=true")
+    assert code == 1
+    assert "dry_run=true: only hydra/sweeper=xor_study knows its runs" in err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("sweeper", [("-m", "hydra/sweeper=basic"), ()])
 def test_shards_and_dry_runs_are_of_sweeps(call: Call, sweeper: tuple[str, ...]) -> None:
     code, _, err = call(*sweeper, *SHORT, "shards=2", "hydra.run.dir=a", "hydra.sweep.dir=a")

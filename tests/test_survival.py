@@ -20,6 +20,9 @@ import pandas as pd
 import pytest
 from processes import RUNS_OF_A_BATCH, Command, start
 
+from xor_study import RunSpec, train
+from xor_study.records import read_losses, read_runs
+
 STUDY = ["-m", "epochs=2", "iterations=100", "optimizer=sgd,adam", "lr=0.1,1", "seed=range(0,100)"]
 RUNS = 400
 HERE = [*STUDY, "hydra.sweep.dir=sweep"]
@@ -217,6 +220,16 @@ def test_a_sweep_may_grow_but_never_mixes(reference: tuple[Path, float], tmp_pat
         assert command.wait() == 1
         assert "runs that are not asked for; choose another folder" in command.err
         assert wrongs(tmp_path / "sweep", reference[0]) == NONE
+
+
+@pytest.mark.parametrize("engine", ["vmap", "plain"])
+def test_batches_change_no_bit(engine: str, tmp_path: Path) -> None:
+    arguments = ["-m", "epochs=1", "iterations=20", "seed=range(0,40)", f"engine={engine}", "hydra.sweep.dir=sweep"]
+    assert start(arguments, tmp_path).wait() == 0
+    whole = train([RunSpec(epochs=1, iterations=20, seed=seed) for seed in range(40)], engine=engine)
+    assert len(list((tmp_path / "sweep/parts").iterdir())) == 3
+    np.testing.assert_array_equal(read_runs(tmp_path / "sweep")["final_loss"], whole.runs["final_loss"])
+    np.testing.assert_array_equal(read_losses(tmp_path / "sweep"), whole.losses)
 
 
 def test_what_another_engine_made_is_kept_and_told(reference: tuple[Path, float], tmp_path: Path) -> None:

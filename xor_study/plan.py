@@ -512,8 +512,8 @@ def _strides(axes: Mapping[str, Sequence[Any]]) -> dict[str, int]:
 
 def one_line(error: BaseException) -> str:
     """Return what an error says as one line: its first line and, for an error that is not ours, its cause's."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     if isinstance(error, YAMLError):
         return f"a configuration file is no YAML: {' '.join(str(error).split())}"
     errors = [error] if isinstance(error, StudyError) else [error, error.__cause__]

@@ -31,6 +31,8 @@ from xor_study.engines import check_device, check_engine
 from xor_study.spec import table_of
 
 VERSION_BASE = "1.3"
+SWEEPER = "xor_study"
+"""Our own in Hydra's group of sweepers."""
 
 
 def main() -> None:
@@ -93,6 +95,8 @@ def _check(arguments: argparse.Namespace) -> list[str]:
         parsed = plan.parse(overrides, loader)
         plan.check_choices(parsed, loader)
         modes = {override.key_or_group: override.value() for override in parsed if not override.is_sweep_override()}
+        if modes.get("dry_run") is True and modes.get("hydra/sweeper", SWEEPER) != SWEEPER:
+            raise StudyError(f"dry_run=true: only hydra/sweeper={SWEEPER} knows its runs before they run")
         if arguments.multirun or modes.get("hydra.mode") == RunMode.MULTIRUN.name:
             # The sweeper plans the rest, also before anything is written.
             rewritten = dict(zip(overrides, plan.for_hydra(overrides, loader), strict=True))
