@@ -8,7 +8,7 @@ import pytest
 
 from xor_study import RunSpec, StudyError, train
 from xor_study.cells import Study, curves, describe, examples
-from xor_study.records import read_losses, read_runs, write_result
+from xor_study.records import RUNS, read_runs, write_table
 from xor_study.statistics import wilson
 
 
@@ -66,7 +66,7 @@ def test_a_study_reads_back_as_it_was(trained: tuple[pd.DataFrame, pd.DataFrame]
             for loss in ("axon_0_6_1", "binary_cross_entropy_naive")
         ]
     )
-    write_result(tmp_path, result)
+    write_table(tmp_path / RUNS, result.runs)
     one, other = Study(result.runs), Study(read_runs(tmp_path))
     switched = {"loss": "axon_binary_cross_entropy", "loss__logits_visible": False}
     for study in (one, other):
@@ -75,7 +75,7 @@ def test_a_study_reads_back_as_it_was(trained: tuple[pd.DataFrame, pd.DataFrame]
     before, after = (study.cells.astype(object).where(study.cells.notna(), None) for study in (one, other))
     before["batch"] = before["batch"].astype(str).astype(object)  # a number or "full", so a text in a file
     pd.testing.assert_frame_equal(before, after)
-    assert curves(one, result.losses).equals(curves(other, read_losses(tmp_path)))
+    assert curves(one, result.losses).equals(curves(other, result.losses))
 
 
 def test_curves_are_quartiles_of_the_finite_losses(trained: tuple[pd.DataFrame, pd.DataFrame]) -> None:

@@ -24,7 +24,10 @@ ORDER = [
     "training",
     "outcome",
     "engines",
+    "batches",
+    "parts",
     "records",
+    "sweep",
     "statistics",
     "cells",
     "mechanism",
@@ -34,7 +37,9 @@ ORDER = [
     "claims",
     "figures",
     "report",
+    "shares",
     "terminal",
+    "look",
     "plan",
     "runner",
     "reproduce",
@@ -46,6 +51,7 @@ ONLY_IN = {
     "matplotlib": {"figures"},
     "rich": {"terminal"},
     "llvmlite": {"engines"},
+    "filelock": {"parts", "sweep"},
 }
 
 

@@ -1,6 +1,8 @@
 """The command line, as a user meets it: what it prints, what it leaves, and what it says when it can't."""
 
+import itertools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,11 +13,16 @@ import pandas as pd
 import pytest
 import torch
 
-from xor_study import RunSpec, XORNetwork, run, train
+from xor_study import RunSpec, XORNetwork, run, terminal, train
 from xor_study.spec import FIELDS, key_of
 
 SHORT = ("epochs=2", "iterations=30")
 Call = Callable[..., tuple[int, str, str]]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return all files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -147,14 +154,16 @@ def test_duplicates_run_once_and_are_mentioned(call: Call) -> None:
 
 
 def test_results_are_never_overwritten(call: Call, tmp_path: Path) -> None:
-    for mode, key in (((), "hydra.run.dir"), (("-m",), "hydra.sweep.dir")):
-        folder = tmp_path / key
-        assert call(*mode, *SHORT, f"{key}={key}")[0] == 0
-        before = {path: path.read_bytes() for path in folder.iterdir()}
-        code, _, err = call(*mode, *SHORT, "seed=5", f"{key}={key}")
+    single, many = ((), "hydra.run.dir"), (("-m",), "hydra.sweep.dir")
+    for (mode, key), (other, other_key) in itertools.product((single, many), repeat=2):
+        name = f"{key}_{other_key}"
+        folder = tmp_path / name
+        assert call(*mode, *SHORT, f"{key}={name}")[0] == 0
+        before = contents(folder)
+        code, _, err = call(*other, *SHORT, "seed=5", f"{other_key}={name}")
         assert code == 1
-        assert f"{key}={key}: holds runs.csv already" in err
-        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        assert f"{other_key}={name}: holds " in err
+        assert contents(folder) == before
 
 
 BAD = [
@@ -179,6 +188,11 @@ BAD = [
     (["-m", "seed=range(0,10000)", "lr=range(0,10000)"], "100000000 runs in one sweep, must be at most 10000000"),
     (["hydra.run.dir="], "hydra.run.dir=: must name a folder"),
     (["hydra.run.dir=" + "x" * 300], "File name too long"),
+    (["-m", "shards=0"], "shards=0: must be a whole number in [1, 100000]"),
+    (["-m", "shards=true"], "shards=true: must be a whole number"),
+    (["-m", "dry_run=perhaps"], "dry_run=perhaps: must be true or false"),
+    (["dry_run=1"], "dry_run=1: must be true or false"),
+    (["hydra.launcher._target_=os.system"], "names code to be run, which no setting may"),
     (["hydra.nothing=1"], "Could not override 'hydra.nothing'"),
     (["hydra/sweeper=nothing"], "nothing"),
     (["device=cuda:9"], "device=cuda:9: torch"),
@@ -306,3 +320,96 @@ def test_it_runs_from_any_folder(tmp_path: Path, how: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     (table,) = (tmp_path / "results/runs").glob("*/runs.csv")
     assert f"2 runs: {table.relative_to(tmp_path)}" in done.stdout
+
+
+def test_a_dry_run_says_what_would_run_and_runs_nothing(call: Call, tmp_path: Path) -> None:
+    code, out, err = call("-m", "optimizer=sgd,adam", "lr=0.1,1,1.0", "seed=range(0,1000)", "dry_run=true")
+    assert (code, err) == (0, "")
+    told = {line.split("  ")[0]: line.partition("  ")[2].strip() for line in out.splitlines()}
+    assert told["cells"] == "4"
+    assert told["runs"] == "4,000 (2,000 more stood twice)"
+    assert told["axes"] == "optimizer, lr, seed"
+    assert told["network-steps"] == "40,000,000"
+    assert list(tmp_path.iterdir()) == []
+    assert "runs           1 " in call("dry_run=true")[1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_estimate_of_size_is_about_right(call: Call, tmp_path: Path) -> None:
+    call("-m", *SHORT, "seed=range(0,2000)", "hydra.sweep.dir=many")
+    size = sum(path.stat().st_size for path in (tmp_path / "many").rglob("*") if path.is_file())
+    (line,) = [ln for ln in call("-m", *SHORT, "seed=range(0,2000)", "dry_run=true")[1].splitlines() if "size" in ln]
+    assert float(line.split()[2]) == pytest.approx(size / 1e6, rel=0.2)
+
+
+def test_a_sweep_is_shown_again_and_compared(call: Call, tmp_path: Path) -> None:
+    arguments = ("-m", *SHORT, "optimizer=sgd,adam", "seed=range(0,4)")
+    out = call(*arguments, "hydra.sweep.dir=a")[1]
+    assert call("show", "a")[:2] == (0, out)
+    assert f"go on, or make it larger: xor-study {' '.join(arguments[:4])}" in out
+    call(*arguments, "gain=2", "hydra.sweep.dir=b")
+    code, out, err = call("compare", "a", "b")
+    assert (code, err) == (0, "")
+    assert out.startswith("A: a (gain=1)\nB: b (gain=2)\n")
+    for arguments, message in (
+        (("show", "c"), "error: c/runs.csv: No such file or directory\n"),
+        (("compare", "a", "c"), "error: c/runs.csv: No such file or directory\n"),
+    ):
+        assert call(*arguments) == (1, "", message)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/runs.csv").write_text("a,b\n1,2\n")
+    assert "c/runs.csv: is no table of runs" in call("show", "c")[2]
+    assert call("show")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("xor-study optimizer=ad", ["optimizer=adadelta", "optimizer=adagrad", "optimizer=adam", "optimizer=adamw"]),
+        ("xor-study -m study=", ["study=mechanism"]),
+        ("xor-study ite", ["iterations="]),
+        ("xor-study clip=norm clip.b", ["clip.bound="]),
+    ],
+)
+def test_tab_completes_keys_and_choices(
+    call: Call, monkeypatch: pytest.MonkeyPatch, line: str, expected: list[str]
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    code, out, _ = call("-sc", "query=bash")
+    assert code == 0
+    assert out.split() == expected
+
+
+def test_colours_only_where_they_are_wanted(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("-m", *SHORT, "seed=range(0,4)", "lr=0.1,1", "hydra.sweep.dir=a")
+    assert "\x1b" not in call(*arguments)[1]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[33m" in call("show", "a")[1]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in call("show", "a")[1]
+
+
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "LINE_SECONDS", 0.0)
+    code, _, err = call("-m", *SHORT, "seed=range(0,8)", "engine=plain", "hydra.sweep.dir=a")
+    assert code == 0
+    assert re.search(r"^8/8 runs; .*8 unsolved; .*k network-steps/s; 1 s left$", err, re.MULTILINE)
+    assert "\r" not in err
+    assert "\x1b" not in err
+
+
+def test_another_sweeper_has_no_dry_run(call: Call, tmp_path: Path) -> None:
+    code, _, err = call("-m", "hydra/sweeper=basic", "seed=1,2", "dry_run=true")
+    assert code == 1
+    assert "dry_run=true: only hydra/sweeper=xor_study knows its runs" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sweeper", [("-m", "hydra/sweeper=basic"), ()])
+def test_shards_and_dry_runs_are_of_sweeps(call: Call, sweeper: tuple[str, ...]) -> None:
+    code, _, err = call(*sweeper, *SHORT, "shards=2", "hydra.run.dir=a", "hydra.sweep.dir=a")
+    assert code == 1
+    assert "shards=2: a single run is not divided; add -m (--multirun)" in err

@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import IO, Any
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
-    """Let `write` fill a temporary file beside `path`, force it to the disk, then give it its name."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], prefix: str | None = None) -> Path:
+    """Let `write` fill a temporary file beside `path`, force it to the disk, then give it its name.
+
+    Args:
+        path: what is written, or replaced.
+        write: is given the open file.
+        prefix: of the temporary file's name, which is left behind only if the process is killed.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix or f".{path.name}.")
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -32,3 +38,9 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def sweep_up(folder: Path, prefix: str) -> None:
+    """Remove temporary files that killed processes left; only for who holds the lock under which they are written."""
+    for path in folder.glob(f"{prefix}*"):
+        path.unlink(missing_ok=True)

@@ -193,6 +193,10 @@ class Gathered(NamedTuple):
     corners_right: NDArray[np.integer[Any]]
 
 
+NUMBERS = Gathered._fields[:6]
+"""The measures that are numbers, as columns of a table."""
+
+
 def tail_length(steps: int) -> int:
     """Return how many steps the last tenth has."""
     return -(-steps // 10)
@@ -209,7 +213,7 @@ def measures(cohort: Cohort, members: NDArray[np.intp], gathered: Gathered) -> p
         "solved_step": _optional(np.where(solved, gathered.last_wrong + 1, 0)),
         "first_nonfinite_step": _optional(gathered.first_nonfinite),
     }
-    return pd.DataFrame(columns | {name: getattr(gathered, name) for name in Gathered._fields[:6]})
+    return pd.DataFrame(columns | {name: getattr(gathered, name) for name in NUMBERS})
 
 
 def accumulate(so_far: Mapping[str, Tensor], noted: Observation, number: Tensor) -> dict[str, Tensor]:

@@ -37,8 +37,13 @@ from xor_study.engines import check_compilable, check_device, check_engine
 from xor_study.spec import DECLARED, FIELDS, GROUPS, KEYS, OWN, distinct_rows, key_of, plain, table_of
 
 CONFIG_NAME, VERSION_BASE = "config", "1.3"
-SETTINGS = ("engine", "device", "threads", "log")
+SETTINGS = ("engine", "device", "threads", "log", "shards", "dry_run")
 """What is the same for a whole sweep and no part of a run."""
+
+CALLABLES = ("hydra.callbacks", "hydra.job_logging", "hydra.hydra_logging")
+"""Parts of Hydra's configuration whose values may name any function."""
+
+MOST_SHARDS = 10**5
 
 LOGS = ("epochs", "axon")
 """How the loss of a single run is printed."""
@@ -97,6 +102,8 @@ class Plan:
         table: the runs, checked and distinct.
         axes: the keys that the command line sweeps over, as given.
         engine, device, threads, log: for all of them.
+        shards: jobs that the launcher is given, or None to train in this process.
+        dry_run: whether to say what would run, and run nothing.
         duplicates: how many runs were dropped because they stood twice.
     """
 
@@ -106,6 +113,8 @@ class Plan:
     device: str
     threads: int | None
     log: str
+    shards: int | None
+    dry_run: bool
     duplicates: int
 
 
@@ -171,10 +180,18 @@ def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise StudyError(f"{show(text)}: can't be read as key=value; put an odd value in quotes") from error
         key = override.key_or_group
-        if not override.is_hydra_override():
+        if override.is_hydra_override():
+            _check_harmless(key, text)
+        else:
             _check_key(override, text)
         result[key] = override
     return list(result.values())
+
+
+def _check_harmless(key: str, text: str) -> None:
+    """Raise StudyError if an override of Hydra's own configuration would name code to be run."""
+    if "_target_" in text or key.lstrip("+~").startswith(CALLABLES):
+        raise StudyError(f"{show(text)}: names code to be run, which no setting may; choose with hydra/launcher=...")
 
 
 def _check_key(override: Override, text: str) -> None:
@@ -229,6 +246,7 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
     distinct = table[~twice].reset_index(drop=True) if twice.any() else table
     check_device(grids[0].device)
     check_log(grids[0].log, sweep)
+    check_mode(grids[0].shards, grids[0].dry_run, sweep)
     check_engine(grids[0].engine, grids[0].device, grids[0].threads)
     if grids[0].engine == "lanes":
         check_compilable(distinct, grids[0].device)
@@ -268,6 +286,18 @@ def check_log(log: str, sweep: bool) -> None:
         raise StudyError(f"log={show(log)}: unknown{suggestion(str(log), LOGS)}")
     if sweep and log != LOGS[0]:
         raise StudyError(f"log={log}: prints the loss of a single run; leave it out of a sweep")
+
+
+def check_mode(shards: Any, dry_run: Any, sweep: bool) -> None:
+    """Raise StudyError unless a command can be run in so many shards, or not at all."""
+    if not isinstance(dry_run, bool):
+        raise StudyError(f"dry_run={show(dry_run)}: must be true or false")
+    if shards is None:
+        return
+    if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= MOST_SHARDS:
+        raise StudyError(f"shards={show(shards)}: must be a whole number in [1, {MOST_SHARDS}]")
+    if not sweep:
+        raise StudyError(f"shards={shards}: a single run is not divided; add -m (--multirun)")
 
 
 def _grids(override: Override, loader: ConfigLoader, config_name: str, sweep: bool) -> list[list[str]]:
@@ -560,8 +590,8 @@ def _strides(axes: Mapping[str, Sequence[Any]]) -> dict[str, int]:
 
 def one_line(error: BaseException) -> str:
     """Return what an error says as one line: its first line and, for an error that is not ours, its cause's."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     if isinstance(error, YAMLError):
         return f"a configuration file is no YAML: {' '.join(str(error).split())}"
     errors = [error] if isinstance(error, StudyError) else [error, error.__cause__]

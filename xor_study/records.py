@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -21,18 +22,25 @@ from xor_study.catalogue import StudyError
 from xor_study.data import CORNERS
 from xor_study.engines import Result
 from xor_study.files import write_atomically
+from xor_study.parts import Merged
 
 RUNS, LOSSES, HISTORY, WEIGHTS, CONFIG = "runs.csv", "losses.npz", "history.csv", "weights.pt", "config.yaml"
+PLAN = "plan.json"
+"""Of a sweep: which runs it has, and the command that made it."""
 
 
-def check_folder(key: str, name: str) -> None:
-    """Raise StudyError if results can't go into the folder `name`, set by `key`, or if it holds some already."""
+def check_folder(key: str, name: str, *, sweep: bool = False) -> None:
+    """Raise StudyError if results can't go into the folder `name`, set by `key`.
+
+    One that holds results is refused, but for a sweep that goes on with a sweep; `sweep.Sweep` looks at that.
+    """
     if not name:
         raise StudyError(f"{key}=: must name a folder")
     folder = Path(name)
     try:
-        if (folder / RUNS).exists():
-            raise StudyError(f"{key}={folder}: holds {RUNS} already; choose another folder or move it away")
+        there = [file for file in (PLAN, RUNS) if (folder / file).exists()]
+        if there and not (sweep and PLAN in there):
+            raise StudyError(f"{key}={folder}: holds {there[-1]} already; choose another folder or move it away")
         nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     except OSError as error:
         raise StudyError(f"{key}={folder}: {error.strerror}") from error
@@ -146,6 +154,13 @@ def _quoted(value: Any) -> str:
     return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text
 
 
+def hints(folder: Path, runs: pd.DataFrame, command: str) -> dict[str, str]:
+    """Return commands for who has a sweep's table before him, by what they are for."""
+    name = shlex.quote(str(folder))
+    found = {"this table again": f"xor-study show {name}"}
+    return found | ({"go on, or make it larger": command} if command else {})
+
+
 def read_runs(folder: Path, name: str = RUNS) -> pd.DataFrame:
     """Return the table of runs in a folder; step numbers that are missing are <NA>."""
     text, whole = ("run_id", "git_commit", "batch"), ("solved_step", "first_nonfinite_step")
@@ -161,16 +176,16 @@ def read_losses(folder: Path) -> pd.DataFrame:
         )
 
 
-def write_result(folder: Path, result: Result) -> None:
+def write_merged(folder: Path, runs: pd.DataFrame, run_ids: np.ndarray, merged: Merged) -> None:
     """Write the runs and the recorded losses; the runs last, so where they stand everything stands."""
     arrays: dict[str, Any] = {
-        "run_id": result.runs["run_id"].to_numpy(dtype="S"),
-        "steps": result.losses.columns.to_numpy(),
-        "losses": result.losses.to_numpy(),
-        "epoch_losses": result.epoch_losses.to_numpy(),
+        "run_id": run_ids,
+        "steps": merged.steps,
+        "losses": merged.losses,
+        "epoch_losses": merged.epoch_losses,
     }
     write_atomically(folder / LOSSES, lambda stream: np.savez(stream, **arrays))
-    write_table(folder / RUNS, runs_table(result))
+    write_table(folder / RUNS, runs)
 
 
 def write_weights(folder: Path, result: Result) -> None:

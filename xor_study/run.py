@@ -25,19 +25,25 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from xor_study import plan, records, runner
+from xor_study import look, plan, records, runner
 from xor_study.catalogue import StudyError
 from xor_study.engines import check_device, check_engine
 from xor_study.spec import table_of
+
+SWEEPER = "xor_study"
+"""Our own in Hydra's group of sweepers."""
 
 
 def main() -> None:
     """Run what the command line asks for; end with exit code 1 and one line if it can't be done."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # makes Hydra raise its errors instead of printing them
-    parser = get_args_parser()
-    arguments = parser.parse_args()
-    _check_usage(parser, arguments)
     try:
+        if sys.argv[1:2] and sys.argv[1] in look.COMMANDS:
+            look.main(sys.argv[1:])
+            return
+        parser = get_args_parser()
+        arguments = parser.parse_args()
+        _check_usage(parser, arguments)
         _register()
         sys.argv[1:] = _check(arguments)
         hydra.main(version_base=plan.VERSION_BASE, config_path=str(plan.CONFIG_DIR), config_name=plan.CONFIG_NAME)(
@@ -45,8 +51,8 @@ def main() -> None:
         )()
     except (StudyError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         _fail(error)
-    except KeyboardInterrupt:
-        print("interrupted; no results were written", file=sys.stderr)
+    except KeyboardInterrupt as interrupted:
+        print(interrupted if interrupted.args else "interrupted; no results were written", file=sys.stderr)
         sys.exit(130)
 
 
@@ -90,13 +96,18 @@ def _check(arguments: argparse.Namespace) -> list[str]:
         parsed = plan.parse(overrides, loader)
         plan.check_choices(parsed, loader)
         modes = {override.key_or_group: override.value() for override in parsed if not override.is_sweep_override()}
+        if modes.get("dry_run") is True and modes.get("hydra/sweeper", SWEEPER) != SWEEPER:
+            raise StudyError(f"dry_run=true: only hydra/sweeper={SWEEPER} knows its runs before they run")
         if arguments.multirun or modes.get("hydra.mode") == RunMode.MULTIRUN.name:
             # The sweeper plans the rest, also before anything is written.
             rewritten = dict(zip(overrides, plan.for_hydra(overrides, loader), strict=True))
             return [rewritten.get(argument, argument) for argument in given]
-        plan.plan(loader, overrides, sweep=False, config_name=config_name)
+        planned = plan.plan(loader, overrides, sweep=False, config_name=config_name)
         if arguments.cfg:
             return given
+        if planned.dry_run:
+            runner.dry_run(planned)
+            sys.exit(0)
         config = loader.load_configuration(config_name, overrides, run_mode=RunMode.RUN)
         HydraConfig.instance().set_config(config)
         records.check_folder("hydra.run.dir", config.hydra.run.dir)
@@ -117,10 +128,11 @@ def _task(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         values = plan.values_of(config)
-        engine, device, threads, log = (values.pop(name) for name in plan.SETTINGS)
+        engine, device, threads, log, shards, dry_run = (values.pop(name) for name in plan.SETTINGS)
         check_device(device)
         check_engine(engine, device, threads)
         plan.check_log(log, sweep=False)
+        plan.check_mode(shards, dry_run, sweep=False)
         for field, value in values.items():
             plan.check_value(field, value, values)
         table = table_of(pd.DataFrame([values], dtype=object))

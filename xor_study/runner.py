@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +13,16 @@ import pandas as pd
 import torch
 
 from xor_study import figures, records, terminal
+from xor_study.batches import batches, estimate
+from xor_study.catalogue import StudyError
 from xor_study.data import CORNERS
-from xor_study.engines import Result, train_table
+from xor_study.engines import FallbackWarning, Result, train_table
+from xor_study.files import write_atomically
 from xor_study.losses import LOSSES
 from xor_study.outcome import Detail
+from xor_study.plan import Plan, one_line
+from xor_study.spec import run_ids
+from xor_study.sweep import Sweep
 
 GRID, MARGIN = 200, 0.25
 """Points along each axis of the decision boundary's picture, and how far it reaches beyond the corners."""
@@ -46,25 +56,106 @@ def run_one(
     return result
 
 
+Launch = Callable[[Path, str], list[str]]
+"""(folder, identity of the plan) -> what was wrong with which job, as lines."""
+
+
+class InterruptedSweep(KeyboardInterrupt):
+    """A sweep was interrupted; the message says what is kept and how to go on."""
+
+
 def run_sweep(
-    table: pd.DataFrame,
-    axes: tuple[str, ...],
-    engine: str,
-    device: str,
-    threads: int | None,
-    folder: Path,
-    duplicates: int = 0,
-) -> Result:
-    """Train all runs of a plan and leave one table of them, with the recorded losses, in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    planned: Plan, folder: Path, config: str = "", shards: int | None = None, launch: Launch | None = None
+) -> None:
+    """Train what is missing of a plan in `folder`, and leave one table of all runs, with the recorded losses.
+
+    Args:
+        planned: the plan.
+        folder: new, or of the same sweep.
+        config: Hydra's configuration of the sweep, to be kept.
+        shards: how many jobs `launch` makes.
+        launch: trains all shards in jobs of their own; None trains in this process.
+
+    Raises:
+        StudyError: if something went wrong; what is finished is kept.
+        InterruptedSweep: likewise.
+    """
+    sweep = Sweep(planned.table, planned.engine, planned.device, planned.threads, folder, shards)
     records.git_commit()  # asked now, while the files are those that were loaded
-    if duplicates:
-        terminal.console().print(f"note: {duplicates} of {len(table) + duplicates} runs stood twice and run once")
-    with terminal.progress_bar(len(table)) as follow, terminal.notes():
-        result = train_table(table, Detail(), engine=engine, device=device, threads=threads, progress=follow)
-    records.write_result(folder, result)
-    terminal.show_sweep(result.runs, axes, folder / records.RUNS)
-    return result
+    command = _command(folder)
+    notes = sweep.begin(command, planned.axes)
+    write_atomically(folder / MULTIRUN, lambda stream: stream.write(config.encode()))
+    if planned.duplicates:
+        given = len(planned.table) + planned.duplicates
+        notes.insert(0, f"{planned.duplicates} of {given} runs stood twice and run once")
+    terminal.show_notes(notes)
+    problems: list[str] = []
+    try:
+        if launch is None:
+            with terminal.progress_bar(len(planned.table)) as follow, terminal.notes():
+                sweep.train(follow)
+        elif sweep.lost():
+            problems = launch(folder, sweep.planned.identity)
+        runs = _merge(sweep, problems)
+    except (StudyError, OSError) as error:
+        raise StudyError(f"{one_line(error)}; {_kept(sweep, command)}") from error
+    except KeyboardInterrupt as error:
+        raise InterruptedSweep(f"interrupted; {_kept(sweep, command)}") from error
+    terminal.show_notes(problems)
+    terminal.show_sweep(runs, planned.axes, folder / records.RUNS, records.hints(folder, runs, command))
+
+
+MULTIRUN = "multirun.yaml"
+
+
+def _merge(sweep: Sweep, problems: Sequence[str]) -> pd.DataFrame:
+    """Return the table of all runs, written.
+
+    Raises:
+        StudyError: if runs are missing; it names the shards that were lost.
+    """
+    sweep.parts.scan()
+    lost = sweep.lost()
+    if lost:
+        names = f"shard{'s' * (len(lost) > 1)} {', '.join(map(str, lost))} of {sweep.shards} left runs out"
+        raise StudyError("; ".join([names, *problems]))
+    return sweep.merge()
+
+
+def _kept(sweep: Sweep, command: str) -> str:
+    """Return what is kept of a sweep that did not end well, and the command that goes on with it."""
+    sweep.parts.scan()
+    done, runs = int(sweep.parts.done.sum()), len(sweep.table)
+    return f"{done} of {runs} runs are kept in {sweep.folder}; to go on: {command}"
+
+
+def _command(folder: Path) -> str:
+    """Return the command line that goes on with a sweep: the one that was given, in this folder."""
+    script = Path(sys.argv[0]).name
+    own = ["xor-study"] if script == "xor-study" else ["python", "-m", "xor_study.run"]
+    named = any(argument.startswith("hydra.sweep.dir=") for argument in sys.argv[1:])
+    return shlex.join([*own, *sys.argv[1:], *([] if named else [f"hydra.sweep.dir={folder}"])])
+
+
+def run_shard(sweep: Sweep, shard: int, identity: str) -> None:
+    """Train one shard of a sweep that another process began.
+
+    Raises:
+        StudyError: if the plan is not the one that was begun, as with another version of this package.
+    """
+    if sweep.planned.identity != identity:
+        raise StudyError(f"{sweep.folder}: this host plans other runs than where the sweep was begun; same version?")
+    sweep.parts.scan()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)
+        sweep.train(lambda progress: None, shard)
+
+
+def dry_run(planned: Plan) -> None:
+    """Say what a plan would run, about how long it takes and how large it gets."""
+    ids = run_ids(planned.table).to_numpy().astype("S20")
+    found = batches(planned.table, ids, planned.engine, planned.device, planned.shards)
+    terminal.show_plan(estimate(planned.table, found, planned.threads), found, planned.axes, planned.duplicates)
 
 
 def corner_predictions(result: Result) -> list[float]:

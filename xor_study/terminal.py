@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     ProgressColumn,
@@ -21,14 +24,17 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
+from xor_study.batches import Batches, Estimate
 from xor_study.data import CORNERS, TARGETS
 from xor_study.engines import FallbackWarning, Progress, Result
 from xor_study.outcome import OUTCOMES, running_mean
-from xor_study.spec import OWN, key_of
+from xor_study.shares import cells, keys_of
+from xor_study.statistics import wilson
 
 COLOURS = {"solved": "green", "unsolved": "yellow", "diverged": "magenta", "nonfinite": "red"}
 VERDICT_COLOURS = {"supported": "green", "refuted": "red", "not the cause": "blue", "undecided": "yellow"}
 MOST_ROWS = 200
+UNBOUNDED = 10_000
 
 
 def console() -> Console:
@@ -50,6 +56,41 @@ def notes() -> Iterator[None]:
             warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 
 
+def show_notes(lines: Sequence[str]) -> None:
+    """Print notes, one a line."""
+    for line in lines:
+        console().print(f"note: {line}", markup=False, soft_wrap=True)
+
+
+def show_plan(estimated: Estimate, planned: Batches, axes: Sequence[str], duplicates: int) -> None:
+    """Print what a plan would run."""
+    out = console()
+    table = Table(box=None, pad_edge=False, show_header=False)
+    engines = Counter(batch.engine for batch in planned.all)
+    rows = {
+        "cells": f"{estimated.cells:,}",
+        "runs": f"{estimated.runs:,}" + (f" ({duplicates:,} more stood twice)" if duplicates else ""),
+        "axes": ", ".join(axes) or "none",
+        "network-steps": f"{estimated.steps:,}",
+        "batches": ", ".join(f"{count:,} on {engine}" for engine, count in engines.items()),
+        "time": f"about {duration(estimated.seconds)} of training on this machine",
+        "size": f"about {estimated.bytes / 1e6:,.1f} MB",
+    }
+    for name, text in rows.items():
+        table.add_row(name, text)
+    out.print(table)
+    show_notes([planned.fallback] if planned.fallback else [])
+    out.print("Nothing was run: dry_run=true.")
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: two of its largest units."""
+    whole = max(1, round(seconds))
+    units = {"d": whole // 86400, "h": whole // 3600 % 24, "min": whole // 60 % 60, "s": whole % 60}
+    told = [f"{count} {unit}" for unit, count in units.items() if count]
+    return " ".join(told[:2])
+
+
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = f"{(task.speed or 0) / 1e3:,.0f}k network-steps/s" if task.speed else ""
@@ -58,28 +99,61 @@ class _Speed(ProgressColumn):
 
 @contextlib.contextmanager
 def progress_bar(runs: int) -> Iterator[Callable[[Progress], None]]:
-    """Show a bar that the function given follows: runs done, outcomes so far, network-steps a second, time left."""
+    """Follow a training: runs done, outcomes so far, network-steps a second, time left.
+
+    On a terminal that is a bar, which goes away in the end; elsewhere a line every LINE_SECONDS, from then on.
+    """
+    errors = Console(stderr=True, highlight=False)
+    if not errors.is_terminal:
+        yield _Lines(errors).follow
+        return
     counts = [
         TextColumn(f"{{task.fields[{name}]}}", table_column=Column(no_wrap=True)) for name in ("runs", "outcomes")
     ]
     columns = [BarColumn(bar_width=12), *(counts if runs > 1 else []), _Speed(), TimeRemainingColumn()]
-    errors = Console(stderr=True)
-    with Bars(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bars:
+    with Bars(*columns, console=errors, transient=True) as bars:
         task = bars.add_task("", total=None, runs="", outcomes="")
 
         def follow(progress: Progress) -> None:
-            outcomes = ", ".join(
-                f"[{COLOURS[name]}]{progress.outcomes[name]} {name}[/]" for name in OUTCOMES if progress.outcomes[name]
-            )
             bars.update(
                 task,
                 total=progress.steps,
                 completed=progress.steps_done,
-                runs=f"{progress.runs_done}/{progress.runs} runs",
-                outcomes=outcomes,
+                runs=_runs(progress),
+                outcomes=_outcomes(progress),
             )
 
         yield follow
+
+
+LINE_SECONDS = 30.0
+
+
+class _Lines:
+    """Says how far a training is in lines of text."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.begun = self.told = time.monotonic()
+
+    def follow(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self.told < LINE_SECONDS or not progress.steps_done:
+            return
+        self.told, speed = now, progress.steps_done / (now - self.begun)
+        left = duration((progress.steps - progress.steps_done) / speed)
+        parts = [_runs(progress), _outcomes(progress), f"{speed / 1e3:,.0f}k network-steps/s", f"{left} left"]
+        self.console.print("; ".join(part for part in parts if part), soft_wrap=True)
+
+
+def _runs(progress: Progress) -> str:
+    return f"{progress.runs_done}/{progress.runs} runs"
+
+
+def _outcomes(progress: Progress) -> str:
+    return ", ".join(
+        f"[{COLOURS[name]}]{progress.outcomes[name]} {name}[/]" for name in OUTCOMES if progress.outcomes[name]
+    )
 
 
 def show_epochs(losses: pd.Series[float]) -> None:
@@ -126,44 +200,96 @@ def _verdict(run: pd.Series[Any]) -> str:
     return f"outcome: [{COLOURS[outcome]}]{outcome}[/] ({details})"
 
 
-def show_sweep(runs: pd.DataFrame, axes: Sequence[str], path: Path) -> None:
-    """Print how many runs of each cell came to which outcome, seeds collapsed, and where the table is."""
+def show_sweep(runs: pd.DataFrame, axes: Sequence[str], path: Path, hints: Mapping[str, str]) -> None:
+    """Print how many runs of each cell came to which outcome, seeds collapsed, and where to go from there.
+
+    Args:
+        runs: as in `runs.csv`.
+        axes: that were given, in order.
+        path: of the table of runs.
+        hints: commands, by what they are for.
+    """
     out = console()
-    varied = [name for name in OWN if "." not in key_of(name) and runs[name].nunique() > 1]
-    columns = (column for axis in dict.fromkeys([*axes, *varied]) for column in _columns(runs, axis))
-    keys = [key for key in dict.fromkeys(columns) if key != "seed"]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for key in keys:
-        table.add_column(key, no_wrap=True)
-    for name in ("runs", *OUTCOMES):
-        table.add_column(name, justify="right", no_wrap=True)
-    cells = [((), runs)] if not keys else runs.groupby(keys, sort=False, dropna=False)
-    rows = 0
-    for cell, members in cells:
-        rows += 1
-        if rows > MOST_ROWS:
-            continue
-        counts = members["outcome"].value_counts()
-        values = [_share(int(counts.get(name, 0)), len(members), COLOURS[name]) for name in OUTCOMES]
-        table.add_row(
-            *(f"{value:g}" if isinstance(value, float) else str(value) for value in cell), str(len(members)), *values
-        )
+    keys = keys_of(runs, axes)
+    found = cells(runs, keys)
+    rows = [
+        ([_text(row[key]) for key in keys], int(row["runs"]), [int(row[name]) for name in OUTCOMES])
+        for row in found.head(MOST_ROWS).to_dict("records")
+    ]
+    layouts = ((False, False), (False, True), (True, True))
+    for stacked, two_lines in layouts:
+        table = _cells_table(keys, rows, stacked=stacked, two_lines=two_lines)
+        if Measurement.get(out, out.options.update(max_width=UNBOUNDED), table).maximum <= out.width:
+            break
     out.print(table)
-    if rows > MOST_ROWS:
-        out.print(f"... and {rows - MOST_ROWS} more cells")
+    if len(found) > MOST_ROWS:
+        out.print(f"... and {len(found) - MOST_ROWS} more cells")
+    out.print(
+        "shares with Wilson's 95 % interval" if len(runs) > len(found) else "", end="\n" * (len(runs) > len(found))
+    )
     out.print(f"{len(runs)} runs: {path}", soft_wrap=True, markup=False)
+    for purpose, command in hints.items():
+        out.print(f"{purpose}: {command}", soft_wrap=True, markup=False)
 
 
-def _columns(runs: pd.DataFrame, axis: str) -> list[str]:
-    """Return the columns that tell an axis's values apart: of a group, also parameters that differ within a choice."""
-    if axis == "activation":
-        return ["activation.hidden", "activation.output"]
-    parameters = [column for column in runs.columns if column.startswith(f"{axis}.")]
-    return [axis, *(p for p in parameters if runs.groupby(axis)[p].nunique(dropna=False).max() > 1)]
+def _cells_table(
+    keys: Sequence[str], rows: Sequence[tuple[list[str], int, list[int]]], *, stacked: bool, two_lines: bool
+) -> Table:
+    """Return a table of cells: the keys as columns or stacked in one, an interval beside its share or below it."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for key in ["cell"] if stacked and keys else keys:
+        table.add_column(key, no_wrap=not stacked, overflow="fold")
+    for name in ("runs", *OUTCOMES):
+        table.add_column(name, justify="right", no_wrap=not stacked, overflow="fold")
+    for cell, runs, counts in rows:
+        shares = [_share(count, runs, COLOURS[name], two_lines) for name, count in zip(OUTCOMES, counts, strict=True)]
+        stack = ["\n".join(f"{key}={value}" for key, value in zip(keys, cell, strict=True))] if cell else []
+        table.add_row(*(stack if stacked else cell), str(runs), *shares)
+    return table
 
 
-def _share(count: int, runs: int, colour: str) -> str:
-    return f"[{colour}]{count} ({count / runs:.0%})[/]" if count else "-"
+def _text(value: Any) -> str:
+    return "" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _share(count: int, runs: int, colour: str, two_lines: bool) -> str:
+    if not count:
+        return "-"
+    low, high = wilson(count, runs)
+    interval = f"{100 * low:.0f} to {100 * high:.0f}"
+    between, end = ("\n", "") if two_lines else (", ", ")")
+    return f"[{colour}]{count} ({count / runs:.0%}{')' if two_lines else ''}{between}{interval}{end}[/]"
+
+
+def show_comparison(one: Path, other: Path, differing: Mapping[str, tuple[Any, Any]], table: pd.DataFrame) -> None:
+    """Print the paired differences of two folders."""
+    out = console()
+    for folder, side in ((one, 0), (other, 1)):
+        told = ", ".join(
+            f"{key}={_text(values[side])}" for key, values in differing.items() if not pd.isna(values[side])
+        )
+        out.print(f"{'AB'[side]}: {folder}{f' ({told})' if told else ''}", soft_wrap=True, markup=False)
+    keys = [str(column) for column in table.columns[: list(table.columns).index("pairs")]]
+    printed = Table(box=None, pad_edge=False, header_style="bold")
+    for key in (*keys, "outcome"):
+        printed.add_column(key, overflow="fold")
+    for name in ("pairs", "A", "B", "B - A (95 %)", "p"):
+        printed.add_column(name, justify="right", no_wrap=True)
+    for row in table.head(MOST_ROWS).to_dict("records"):
+        points = [f"{100 * row[name]:+.0f}" for name in ("difference", "low", "high")]
+        printed.add_row(
+            *(_text(row[key]) for key in keys),
+            f"[{COLOURS[row['outcome']]}]{row['outcome']}[/]",
+            str(row["pairs"]),
+            f"{row['one']:.0%}",
+            f"{row['other']:.0%}",
+            f"{points[0]} ({points[1]} to {points[2]})",
+            f"{row['p']:.2g}",
+        )
+    out.print(printed)
+    if len(table) > MOST_ROWS:
+        out.print(f"... and {len(table) - MOST_ROWS} more rows")
+    out.print("differences in percentage points, paired by seed; p: McNemar's exact test after Holm's correction")
 
 
 def show_claims(claims: pd.DataFrame) -> None:

@@ -214,6 +214,16 @@ _TRAINED_GROUPS = ("optimizer", "loss", "clip")
 _SHARED = [name for name, own in OWN.items() if own.structural and name not in ("seed", "init")]
 
 
+def places(table: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
+    """Yield the places of the runs of a checked table that share a program and its steps: of each cohort."""
+    keys = table[_SHARED].copy()
+    for column, choices in DECLARED.items():
+        if column.split("_", 1)[0] in _TRAINED_GROUPS:
+            structural = next(iter(choices.values())).structural
+            keys[column] = table[column] if structural else table[column] == 0
+    yield from _places(keys)
+
+
 def cohorts(
     table: pd.DataFrame,
     device: torch.device | str = "cpu",
@@ -230,12 +240,7 @@ def cohorts(
         batches: given batches, the same for all runs, instead of those of their seeds.
         initial: given initial parameters by name, shape (*shape) or (runs, *shape), instead of those of their seeds.
     """
-    keys = table[_SHARED].copy()
-    for column, choices in DECLARED.items():
-        if column.split("_", 1)[0] in _TRAINED_GROUPS:
-            structural = next(iter(choices.values())).structural
-            keys[column] = table[column] if structural else table[column] == 0
-    for rows in _places(keys):
+    for rows in places(table):
         members = table.iloc[rows]
         first = _row(members)
         dtype = DTYPES[first["dtype"]]

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from xor_study import plan, records, runner
+from xor_study.sweep import Sweep
 
 
 class XORStudySweeper(Sweeper):
-    """Plan all runs of a sweep, check them, then train them together in this process."""
+    """Plan all runs of a sweep, check them, then train what is missing: here, or in jobs of Hydra's launcher."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Remember what `sweep` needs."""
@@ -28,16 +35,52 @@ class XORStudySweeper(Sweeper):
         """
         assert self.hydra_context is not None
         assert self.config is not None
-        folder = Path(self.config.hydra.sweep.dir)
-        planned = plan.plan(
-            self.hydra_context.config_loader, arguments, sweep=True, config_name=self.config.hydra.job.config_name
+        hydra, loader = self.config.hydra, self.hydra_context.config_loader
+        planned = plan.plan(loader, arguments, sweep=True, config_name=hydra.job.config_name)
+        if planned.dry_run:
+            runner.dry_run(planned)
+            return
+        records.check_folder("hydra.sweep.dir", hydra.sweep.dir, sweep=True)
+        own = hydra.launcher._target_ == f"{BasicLauncher.__module__}.{BasicLauncher.__name__}"
+        jobs = planned.shards if planned.shards is not None or own else 1
+        launch = None if jobs is None else partial(self._launch, arguments, jobs)
+        runner.run_sweep(planned, Path(hydra.sweep.dir), OmegaConf.to_yaml(self.config), jobs, launch)
+
+    def _launch(self, arguments: list[str], shards: int, folder: Path, identity: str) -> list[str]:
+        """Train the shards of a sweep in jobs of the launcher; return what was wrong with which, as lines."""
+        assert self.hydra_context is not None
+        assert self.config is not None
+        name = self.config.hydra.job.config_name
+        task = partial(
+            _shard, self.hydra_context.config_loader, arguments, name, str(folder.absolute()), shards, identity
         )
-        records.check_folder("hydra.sweep.dir", self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
-        runner.run_sweep(
-            planned.table, planned.axes, planned.engine, planned.device, planned.threads, folder, planned.duplicates
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self.hydra_context, task_function=task, config=self.config
         )
+        try:
+            jobs = launcher.launch([["hydra.sweep.subdir=."]] * shards, initial_job_idx=0)
+        except Exception as error:  # whatever a launcher raises for a lost job; the parts show what is missing
+            return [plan.one_line(error)]
+        return [f"shard {at} of {shards}: {_problem(job)}" for at, job in enumerate(jobs) if _problem(job)]
+
+
+def _problem(job: JobReturn) -> str | None:
+    return None if job.status is JobStatus.COMPLETED else plan.one_line(job._return_value)
+
+
+def _shard(
+    loader: ConfigLoader,
+    arguments: list[str],
+    config_name: str,
+    folder: str,
+    shards: int,
+    identity: str,
+    config: DictConfig,
+) -> None:
+    """Train one shard of a sweep: what a launcher's job does, perhaps on another host. `config` says nothing of it."""
+    planned = plan.plan(loader, arguments, sweep=True, config_name=config_name)
+    sweep = Sweep(planned.table, planned.engine, planned.device, planned.threads, Path(folder), shards)
+    runner.run_shard(sweep, HydraConfig.get().job.num, identity)
 
 
 ConfigStore.instance().store(

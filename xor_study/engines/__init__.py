@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,8 @@ from xor_study.outcome import OUTCOMES, Detail, Recorded, Trained
 from xor_study.spec import FIELDS, RunSpec, key_of, run_ids, table_of
 from xor_study.training import DTYPES, Cohort, cohorts
 
-Engine = Callable[[Sequence[Cohort], Detail, Callable[[int], None]], Iterator[Trained]]
+Key = TypeVar("Key")
+Engine = Callable[[Iterable[Cohort], Detail, Callable[[int], None]], Iterator[Trained]]
 
 ENGINES: dict[str, Engine] = {"plain": plain.train, "vmap": vmap.train, "lanes": lanes.train}
 AUTO = "auto"
@@ -53,6 +54,12 @@ class Progress:
     runs_done: int = 0
     steps_done: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
+
+    def finished(self, measures: pd.DataFrame) -> None:
+        """Take in the measures of runs that are finished."""
+        counts = measures["outcome"].value_counts()
+        self.runs_done += len(measures)
+        self.outcomes.update({name: int(counts.get(name, 0)) for name in OUTCOMES})
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,30 @@ class Result:
             for name, parameter in network.named_parameters():
                 parameter.copy_(self.parameters[name][run][tuple(slice(size) for size in parameter.shape)])
         return network
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came of the runs of a table, in its order, without their parameters.
+
+    Attributes:
+        measures: outcome and measures, see `outcome.measures`.
+        engines: that trained each, by name.
+        steps: whose losses are recorded.
+        losses: at these steps, shape (runs, len(steps)), of the runs' dtype; NaN where a run has fewer steps.
+        epoch_losses: mean of each epoch, shape (runs, epochs), likewise.
+    """
+
+    measures: pd.DataFrame
+    engines: NDArray[np.object_]
+    steps: NDArray[np.int64]
+    losses: NDArray[np.floating[Any]]
+    epoch_losses: NDArray[np.floating[Any]]
+
+
+def described(table: pd.DataFrame, ids: pd.Series[str]) -> pd.DataFrame:
+    """Return run_id and fields of a checked table's runs, named as on the command line."""
+    return pd.concat([ids, table[FIELDS].apply(spec.plain).rename(columns=key_of)], axis=1)
 
 
 def check_device(name: str) -> torch.device:
@@ -217,15 +248,50 @@ def train_table(
 
     for name, part in _trained(groups, engine, threads, detail, advance):
         collected.add(name, part)
-        state.runs_done += len(part.members)
-        counts = part.recorded.measures["outcome"].value_counts()
-        state.outcomes.update({name: int(counts.get(name, 0)) for name in OUTCOMES})
+        state.finished(part.recorded.measures)
         advance(0)
     return collected.result(device)
 
 
+def train_batches(
+    batches: Iterable[tuple[Key, pd.DataFrame]],
+    *,
+    engine: str = AUTO,
+    device: str = "cpu",
+    threads: int | None = None,
+    advance: Callable[[int, pd.DataFrame | None], None],
+) -> Generator[tuple[Key, Measured], None, None]:
+    """Train checked tables one after another, without a pause between them, and yield what came of each.
+
+    Args:
+        batches: tables from `spec.table_of`, each under a key of the caller's; taken when the engine can use more.
+        engine: see `train`, as are device and threads.
+        device: likewise.
+        threads: likewise.
+        advance: is told network-steps made since it was last called, and measures of runs that are finished.
+    """
+    check_engine(engine, device, threads)
+    on, waiting = check_device(device), dict[int, tuple[Cohort, Key, _Record]]()
+
+    def feed() -> Iterator[Cohort]:
+        for key, table in batches:
+            record = _Record(len(table))
+            for cohort in cohorts(table, on):
+                waiting[id(cohort)] = (cohort, key, record)  # kept, so that its id stays its own
+                yield cohort
+
+    for name, part in _trained(feed(), engine, threads, Detail(), lambda steps: advance(steps, None)):
+        _, key, record = waiting[id(part.cohort)]
+        record.add(name, part)
+        advance(0, part.recorded.measures)
+        if record.missing == 0:
+            for number in [number for number, (_, _, own) in waiting.items() if own is record]:
+                del waiting[number]
+            yield key, record.measured()
+
+
 def _trained(
-    cohorts: Sequence[Cohort], engine: str, threads: int | None, detail: Detail, progress: Callable[[int], None]
+    cohorts: Iterable[Cohort], engine: str, threads: int | None, detail: Detail, progress: Callable[[int], None]
 ) -> Iterator[tuple[str, Trained]]:
     """Yield what came of the runs, each with the engine that trained it."""
     if engine not in (AUTO, "lanes"):
@@ -242,13 +308,50 @@ def _trained(
             yield "vmap", part
 
 
+class _Record:
+    """Puts what engines measured of a table's runs back into the order of the table."""
+
+    def __init__(self, runs: int) -> None:
+        self.engines = np.empty(runs, dtype=object)
+        self.missing = runs
+        self.pieces: list[tuple[NDArray[np.intp], Recorded]] = []
+
+    def add(self, engine: str, part: Trained) -> None:
+        rows = part.cohort.rows[part.members]
+        self.engines[rows] = engine
+        self.pieces.append((rows, part.recorded))
+        self.missing -= len(rows)
+
+    def measured(self) -> Measured:
+        order = np.argsort(np.concatenate([rows for rows, _ in self.pieces]), kind="stable")
+        measures = pd.concat([recorded.measures for _, recorded in self.pieces], ignore_index=True).iloc[order]
+        steps, losses = self._wide({id(r): (r.steps, r.losses) for _, r in self.pieces})
+        _, epochs = self._wide(
+            {id(r): (np.arange(1, r.epoch_losses.shape[1] + 1), r.epoch_losses) for _, r in self.pieces}
+        )
+        return Measured(measures.reset_index(drop=True), self.engines, steps, losses, epochs)
+
+    def _wide(
+        self, values: dict[int, tuple[NDArray[np.int64], NDArray[np.floating[Any]]]]
+    ) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]]]:
+        columns = np.unique(np.concatenate([numbers for numbers, _ in values.values()]))
+        kind = np.result_type(*(block for _, block in values.values()))
+        filled = np.full((len(self.engines), len(columns)), np.nan, kind)
+        for rows, recorded in self.pieces:
+            numbers, block = values[id(recorded)]
+            if len(numbers) == len(columns):
+                filled[rows] = block
+            else:
+                filled[np.ix_(rows, np.searchsorted(columns, numbers))] = block
+        return columns, filled
+
+
 class _Collection:
-    """Puts what the engines yield back into the order of the table."""
+    """Puts what the engines yield, with parameters and details, back into the order of the table."""
 
     def __init__(self, table: pd.DataFrame, detail: Detail) -> None:
         self.table, self.ids = table, run_ids(table)
-        self.engines = np.empty(len(table), dtype=object)
-        self.pieces: list[tuple[NDArray[np.intp], Recorded]] = []
+        self.record = _Record(len(table))
         self.dtype = torch.float64 if (table["dtype"] == "float64").any() else torch.float32
         self.parameters = self._zeros()
         self.snapshots = {
@@ -264,10 +367,9 @@ class _Collection:
         }
 
     def add(self, engine: str, part: Trained) -> None:
+        self.record.add(engine, part)
         cohort, members, recorded, parameters = part
         rows = cohort.rows[members]
-        self.engines[rows] = engine
-        self.pieces.append((rows, recorded))
         self._place(self.parameters, cohort, rows, parameters)
         for step, snapshot in recorded.snapshots.items():
             kept = self.snapshots[step]
@@ -281,33 +383,18 @@ class _Collection:
             named[name][region] = value.to(self.dtype)
 
     def result(self, device: str) -> Result:
-        order = np.argsort(np.concatenate([rows for rows, _ in self.pieces]), kind="stable")
-        measures = pd.concat([recorded.measures for _, recorded in self.pieces], ignore_index=True).iloc[order]
-        runs = pd.concat(
-            [self.ids, self.table[FIELDS].apply(spec.plain).rename(columns=key_of), measures.reset_index(drop=True)],
-            axis=1,
-        ).assign(engine=self.engines, device=device)
-        losses = self._wide({id(r): (r.steps, r.losses) for _, r in self.pieces}, "step")
-        epochs = self._wide(
-            {id(r): (np.arange(1, r.epoch_losses.shape[1] + 1), r.epoch_losses) for _, r in self.pieces}, "epoch"
-        )
-        return Result(runs, losses, epochs, self.parameters, self._history(), self.snapshots)
-
-    def _wide(self, values: dict[int, tuple[NDArray[np.int64], NDArray[np.floating[Any]]]], name: str) -> pd.DataFrame:
-        columns = np.unique(np.concatenate([numbers for numbers, _ in values.values()]))
-        kind = np.result_type(*(block for _, block in values.values()))
-        filled = np.full((len(self.table), len(columns)), np.nan, kind)
-        for rows, recorded in self.pieces:
-            numbers, block = values[id(recorded)]
-            if len(numbers) == len(columns):
-                filled[rows] = block
-            else:
-                filled[np.ix_(rows, np.searchsorted(columns, numbers))] = block
-        return pd.DataFrame(filled, index=pd.Index(self.ids, name="run_id"), columns=pd.Index(columns, name=name))
+        measured, history = self.record.measured(), self._history()
+        runs = pd.concat([described(self.table, self.ids), measured.measures], axis=1)
+        index = pd.Index(self.ids, name="run_id")
+        epochs = pd.Index(np.arange(1, measured.epoch_losses.shape[1] + 1), name="epoch")
+        losses = pd.DataFrame(measured.losses, index=index, columns=pd.Index(measured.steps, name="step"))
+        means = pd.DataFrame(measured.epoch_losses, index=index, columns=epochs)
+        runs = runs.assign(engine=measured.engines, device=device)
+        return Result(runs, losses, means, self.parameters, history, self.snapshots)
 
     def _history(self) -> pd.DataFrame | None:
         tables = []
-        for rows, recorded in self.pieces:
+        for rows, recorded in self.record.pieces:
             if recorded.history is None:
                 return None
             steps = len(recorded.history["loss"])

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xor_study.engines.threads import one_thread
 from xor_study.network import XORNetwork
 from xor_study.outcome import CHUNK, Detail, Recorder, Trained
 from xor_study.training import Cohort, Internals, Observation, saturated
@@ -29,7 +30,9 @@ def train(cohorts: Iterable[Cohort], detail: Detail, progress: Callable[[int], N
     """
     for cohort in cohorts:
         for member in range(len(cohort.rows)):
-            yield _train_one(cohort, member, detail, progress)
+            with one_thread():
+                trained = _train_one(cohort, member, detail, progress)
+            yield trained
 
 
 def _train_one(cohort: Cohort, member: int, detail: Detail, progress: Callable[[int], None]) -> Trained:

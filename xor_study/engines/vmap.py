@@ -7,7 +7,6 @@ traced once (`torch.fx`) and then replayed, which spares `torch.func`'s interpre
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from xor_study.engines.threads import one_thread
 from xor_study.outcome import CHUNK, Detail, Recorder, Trained
 from xor_study.training import Cohort, Observation, step
 
@@ -39,7 +39,7 @@ def _train_cohort(cohort: Cohort, detail: Detail, progress: Callable[[int], None
     for start in range(0, runs, BLOCK):
         members = np.minimum(np.arange(start, start + BLOCK), runs - 1)
         real = min(BLOCK, runs - start)
-        with _one_thread(), torch.no_grad():
+        with one_thread(), torch.no_grad():
             block = _Block(cohort, members)
             compiled = compiled or block.trace()
             recorder = Recorder(cohort, members, detail)
@@ -101,14 +101,3 @@ class _Block:
             recorder.add_snapshot(index + 1, self.parameters, internals)
             noted.append(observation)
         return Observation(*(torch.stack(column) for column in zip(*noted, strict=True)))
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep torch from splitting tensors between threads, where its bits would depend on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

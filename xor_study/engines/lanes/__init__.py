@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from xor_study.engines.lanes import native
@@ -60,7 +60,7 @@ def check(cohort: Cohort) -> None:
 
 
 def train(
-    cohorts: Sequence[Cohort],
+    cohorts: Iterable[Cohort],
     detail: Detail,
     progress: Callable[[int], None],
     threads: int | None = None,
@@ -69,7 +69,7 @@ def train(
     """Yield what came of the runs, some blocks at a time.
 
     Args:
-        cohorts: runs that share a program each.
+        cohorts: runs that share a program each; taken as they are needed.
         detail: what is kept beyond the usual.
         progress: is told how many network-steps have been made since it was last called.
         threads: at work at the same time; None for one on each core.

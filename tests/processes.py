@@ -1,0 +1,82 @@
+"""Commands in processes of their own that start at once: forked from one that has imported everything."""
+
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from xor_study import batches, run
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["xor_study.run", "xor_study.engines.lanes", "hydra_plugins.xor_study_sweeper"])
+
+RUNS_OF_A_BATCH = 16
+
+
+def _main(arguments: Sequence[str], folder: Path, name: str, largest_file: int | None, clock: float) -> None:
+    """Run the command line in a folder, with small batches, its output in files."""
+    os.chdir(folder)
+    for stream, kind in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{name}.{kind}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
+    torch.set_num_threads(1)  # more would wait for each other where cores are few
+    batches.MOST_RUNS = RUNS_OF_A_BATCH
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+    now = time.time
+    time.time = lambda: now() + clock
+    sys.argv = ["xor-study", *arguments]
+    run.main()
+
+
+@dataclass
+class Command:
+    """A command that was started."""
+
+    process: BaseProcess
+    folder: Path
+    name: str
+
+    def wait(self) -> int:
+        """Return the exit code, negative for a signal."""
+        self.process.join(120)
+        assert self.process.exitcode is not None, "it hangs"
+        return self.process.exitcode
+
+    @property
+    def out(self) -> str:
+        """What it printed."""
+        return (self.folder / f"{self.name}.out").read_text()
+
+    @property
+    def err(self) -> str:
+        """What it printed as errors."""
+        return (self.folder / f"{self.name}.err").read_text()
+
+
+def start(
+    arguments: Sequence[str],
+    folder: Path,
+    *,
+    name: str = "printed",
+    largest_file: int | None = None,
+    clock: float = 0,
+) -> Command:
+    """Start a command line in a folder.
+
+    Args:
+        arguments: after the program's name.
+        folder: to run in, and to leave what it prints in.
+        name: of the files that hold what it prints.
+        largest_file: that it can write, in bytes.
+        clock: seconds by which the time of day is wrong.
+    """
+    process = CONTEXT.Process(target=_main, args=(arguments, folder, name, largest_file, clock))
+    process.start()
+    return Command(process, folder, name)

@@ -1,0 +1,128 @@
+"""Sweeps that leave the process: the launchers' jobs leave parts, the driver merges, and a lost job is named."""
+
+import importlib.util
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import processes
+import pytest
+
+from xor_study import run
+from xor_study.sweep import Sweep
+
+STUDY = ["-m", "epochs=1", "iterations=100", "optimizer=sgd,adam", "seed=range(0,40)"]
+LONGER = ["-m", "epochs=1", "iterations=100", "seed=range(0,24)", "engine=plain"]
+FILES = ("runs.csv", "losses.npz")
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start a command line of ours in a folder."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # torch's threads wait for each other where cores are few
+    return subprocess.Popen(
+        [sys.executable, "-m", "xor_study.run", *arguments],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def command(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """Run a command line of ours in a folder: (exit code, output, errors)."""
+    process = start(folder, *arguments)
+    out, err = process.communicate(timeout=180)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep without a launcher."""
+    folder = tmp_path_factory.mktemp("reference")
+    code, _, err = command(folder, *STUDY, "hydra.sweep.dir=sweep")
+    assert (code, err) == (0, "")
+    return folder / "sweep"
+
+
+def same(folder: Path, other: Path) -> bool:
+    return all((folder / name).read_bytes() == (other / name).read_bytes() for name in FILES)
+
+
+RAY = pytest.param(
+    "ray",
+    marks=pytest.mark.skipif(
+        importlib.util.find_spec("ray") is None or importlib.util.find_spec("hydra_plugins.hydra_ray_launcher") is None,
+        reason="ray is not installed: pip install -e '.[ray]'",
+    ),
+)
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local", RAY])
+def test_a_launcher_makes_the_same_table(launcher: str, reference: Path, tmp_path: Path) -> None:
+    code, out, err = command(tmp_path, *STUDY, "hydra.sweep.dir=sweep", "shards=3", f"hydra/launcher={launcher}")
+    assert code == 0, err
+    assert "80 runs: sweep/runs.csv" in out
+    assert same(tmp_path / "sweep", reference)
+    assert len(list((tmp_path / "sweep/parts").iterdir())) == 3
+
+
+def workers(driver: int) -> list[int]:
+    """Return the processes of joblib's pool below a process."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            loky = b"popen_loky" in (path / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if parent == driver and loky:
+            found.append(int(path.name))
+    return found
+
+
+def test_a_worker_that_is_killed_is_named_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    process = start(
+        tmp_path, *LONGER, "hydra.sweep.dir=sweep", "shards=4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"
+    )
+    while not list((tmp_path / "sweep/parts").glob("*.npz")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(workers(process.pid)[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.startswith("error: shards ")
+    assert "of 4 left runs out; A worker process managed by the executor was unexpectedly terminated" in err
+    (again,) = [line.partition("; to go on: python -m xor_study.run ")[2] for line in err.splitlines()]
+    assert again.startswith("-m epochs=1")
+    resumed = processes.start([*LONGER, "hydra.sweep.dir=sweep"], tmp_path)
+    assert (resumed.wait(), resumed.err) == (0, "")
+    assert "of 24 runs are done already" in resumed.out
+    assert processes.start([*LONGER, "hydra.sweep.dir=undisturbed"], tmp_path).wait() == 0
+    assert same(tmp_path / "sweep", tmp_path / "undisturbed")
+
+
+def test_a_job_that_fails_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = Sweep.train
+
+    def fail(self: Sweep, follow: Any, shard: int | None = None) -> None:
+        if shard == 1:
+            raise OSError(5, "Input/output error", "far/away")
+        train(self, follow, shard)
+
+    monkeypatch.setattr(Sweep, "train", fail)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["xor-study", *STUDY, "hydra.sweep.dir=sweep", "shards=4"])
+    with pytest.raises(SystemExit, match="1"):
+        run.main()
+    assert capsys.readouterr().err == (
+        "error: shard 1 of 4 left runs out; shard 1 of 4: far/away: Input/output error; "
+        f"60 of 80 runs are kept in sweep; to go on: {shlex.join(sys.argv)}\n"
+    )

@@ -1,0 +1,112 @@
+"""What a table says cell by cell, and how it is shown: counts by hand, an interval's exact coverage, widths."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy.stats import multinomial
+
+from xor_study import RunSpec, StudyError, records, terminal, train
+from xor_study.shares import cells, compared, keys_of
+from xor_study.statistics import paired_difference
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def table(**changes: object) -> pd.DataFrame:
+    """Return the runs of a small grid, all with some changes."""
+    grid = itertools.product(("sgd", "adam"), (0.1, 1.0), range(6))
+    return train([RunSpec(optimizer=o, lr=lr, seed=s, epochs=1, iterations=60, **changes) for o, lr, s in grid]).runs
+
+
+@pytest.fixture(scope="module")
+def runs() -> pd.DataFrame:
+    return table()
+
+
+def test_cells_count_outcomes_in_the_order_given(runs: pd.DataFrame) -> None:
+    keys = keys_of(runs, ("lr", "optimizer", "seed"))
+    assert keys == ["lr", "optimizer"]
+    found = cells(runs, keys)
+    assert found[keys].to_numpy().tolist() == [[0.1, "sgd"], [1.0, "sgd"], [0.1, "adam"], [1.0, "adam"]]
+    for row in found.to_dict("records"):
+        members = runs[(runs["lr"] == row["lr"]) & (runs["optimizer"] == row["optimizer"])]
+        for outcome in ("solved", "unsolved", "diverged", "nonfinite"):
+            assert row[outcome] == (members["outcome"] == outcome).sum()
+    assert found["runs"].tolist() == [6] * 4
+
+
+@pytest.mark.parametrize(("p12", "p21"), [(0.1, 0.1), (0.3, 0.1), (0.05, 0.4)])
+def test_the_interval_of_a_paired_difference_covers_it(p12: float, p21: float) -> None:
+    """Its exact coverage, over all tables of 30 pairs, is near 95 %."""
+    n, covered = 30, 0.0
+    for lost, gained in itertools.product(range(n + 1), repeat=2):
+        if lost + gained <= n:
+            first = [True] * lost + [False] * (n - lost)
+            second = [False] * lost + [True] * gained + [False] * (n - lost - gained)
+            effect = paired_difference(first, second)
+            assert effect.value == pytest.approx((gained - lost) / n)
+            if effect.low <= p21 - p12 <= effect.high:
+                covered += multinomial.pmf([lost, gained, n - lost - gained], n, [p12, p21, 1 - p12 - p21])
+    assert 0.93 < covered < 0.99
+
+
+def test_two_tables_are_paired_by_what_they_share(runs: pd.DataFrame) -> None:
+    other = table(gain=3.0).query("seed < 4")
+    differing, found = compared(runs, other)
+    assert differing == {"gain": (1.0, 3.0)}
+    for row in found.to_dict("records"):
+        a, b = (t[(t["optimizer"] == row["optimizer"]) & (t["lr"] == float(row["lr"]))] for t in (runs, other))
+        pairs = a.merge(b, on="seed")
+        assert row["pairs"] == len(pairs) == 4
+        after = (pairs["outcome_y"] == row["outcome"]).mean()
+        assert row["difference"] == pytest.approx(after - (pairs["outcome_x"] == row["outcome"]).mean())
+
+
+def test_a_table_from_a_file_pairs_with_itself(runs: pd.DataFrame, tmp_path: Path) -> None:
+    records.write_table(tmp_path / "runs.csv", runs)
+    differing, found = compared(records.read_runs(tmp_path), runs)
+    assert differing == {}
+    assert found.groupby(["optimizer", "lr"])["pairs"].first().tolist() == [6] * 4
+    assert not found["difference"].any()
+
+
+def test_what_cannot_be_paired_is_said(runs: pd.DataFrame) -> None:
+    with pytest.raises(StudyError, match="no two runs agree in seed"):
+        compared(runs, runs.assign(seed=runs["seed"] + 100))
+    both = pd.concat([runs, runs])
+    with pytest.raises(StudyError, match="can't be paired"):
+        compared(both, runs)
+
+
+@pytest.mark.parametrize("width", [70, 80, 120])
+def test_a_table_fits_the_terminal_and_loses_nothing(
+    width: int, runs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "console", lambda: terminal.Console(highlight=False, width=width))
+    terminal.show_sweep(runs, ("optimizer", "lr"), Path("x"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    shown = " ".join(lines)
+    assert "…" not in shown
+    for text in ("sgd", "adam", "0.1", "nonfinite", "runs"):
+        assert text in shown
+
+
+def test_the_citation_names_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(cited)
+    assert f'version = "{cited["version"]}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_numbers_survive_the_comparison() -> None:
+    """A seed beyond 2^53 is not rounded onto its neighbour."""
+    big = 2**60
+    one, other = (
+        train([RunSpec(seed=big + s, epochs=1, iterations=5, lr=lr) for s in range(3)]).runs for lr in (0.1, 0.2)
+    )
+    assert compared(one, other)[1]["pairs"].tolist() == [3]
+    assert np.isfinite(compared(one, other)[1]["p"]).all()
