@@ -366,7 +366,7 @@ def test_a_sweep_is_shown_again_and_compared(call: Call, tmp_path: Path) -> None
     ("line", "expected"),
     [
         ("xor-study optimizer=ad", ["optimizer=adadelta", "optimizer=adagrad", "optimizer=adam", "optimizer=adamw"]),
-        ("xor-study -m study=", ["study=mechanism"]),
+        ("xor-study -m study=me", ["study=mechanism"]),
         ("xor-study ite", ["iterations="]),
         ("xor-study clip=norm clip.b", ["clip.bound="]),
     ],
