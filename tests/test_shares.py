@@ -9,7 +9,7 @@ import pytest
 import yaml
 from scipy.stats import multinomial
 
-from xor_study import RunSpec, StudyError, records, terminal, train
+from xor_study import RunSpec, StudyError, figures, look, records, terminal, train
 from xor_study.shares import cells, compared, keys_of
 from xor_study.statistics import paired_difference
 
@@ -110,3 +110,26 @@ def test_numbers_survive_the_comparison() -> None:
     )
     assert compared(one, other)[1]["pairs"].tolist() == [3]
     assert np.isfinite(compared(one, other)[1]["p"]).all()
+
+
+def test_a_sweep_is_drawn_as_one_bar_a_cell(runs: pd.DataFrame, tmp_path: Path) -> None:
+    records.write_table(tmp_path / "runs.csv", runs)
+    look.main(["show", str(tmp_path), "--figure"])
+    keys = keys_of(runs, ())
+    figure = figures.outcomes(cells(runs, keys), keys)
+    (axes,) = figure.axes
+    solved = [bar.get_width() for bar in axes.containers[0]]
+    assert solved == [(runs["outcome"][runs["optimizer"] == "sgd"][runs["lr"] == 0.1] == "solved").mean()]
+    assert len(axes.get_yticklabels()) == 4
+    assert axes.get_yticklabels()[0].get_text() == "optimizer=sgd lr=0.1 (n = 6)"
+    figures.save(figure, tmp_path / "again")
+    for kind in ("png", "pdf"):
+        assert (tmp_path / f"again.{kind}").read_bytes() == (tmp_path / f"outcomes.{kind}").read_bytes()
+
+
+def test_too_many_cells_for_a_figure_are_said(runs: pd.DataFrame, tmp_path: Path) -> None:
+    many = pd.concat([runs.head(1).assign(lr=0.1 + i) for i in range(121)])
+    records.write_table(tmp_path / "runs.csv", many)
+    with pytest.raises(StudyError, match="121 cells are too many for a figure"):
+        look.main(["show", str(tmp_path), "--figure"])
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.csv"]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from xor_study import records, terminal
+from xor_study import figures, records, terminal
 from xor_study.catalogue import StudyError
-from xor_study.shares import compared
+from xor_study.shares import cells, compared, keys_of
 from xor_study.spec import KEYS
 
 
@@ -25,12 +25,13 @@ def main(arguments: Sequence[str]) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     show_parser = commands.add_parser("show", help="print the table of a finished sweep again")
     show_parser.add_argument("folder", type=Path, metavar="FOLDER")
+    show_parser.add_argument("--figure", action="store_true", help="also draw it, as FOLDER/outcomes.png and .pdf")
     compare_parser = commands.add_parser("compare", help="print the paired differences of two sweeps' outcomes")
     compare_parser.add_argument("one", type=Path, metavar="A")
     compare_parser.add_argument("other", type=Path, metavar="B")
     options = parser.parse_args(arguments)
     if options.command == "show":
-        show(options.folder)
+        show(options.folder, figure=options.figure)
     else:
         compare(options.one, options.other)
 
@@ -38,8 +39,15 @@ def main(arguments: Sequence[str]) -> None:
 COMMANDS = ("show", "compare")
 
 
-def show(folder: Path) -> None:
-    """Print the table of a sweep's cells from its `runs.csv`."""
+MOST_BARS = 120
+
+
+def show(folder: Path, *, figure: bool = False) -> None:
+    """Print the table of a sweep's cells from its `runs.csv`, and draw it if asked.
+
+    Raises:
+        StudyError: if the folder holds no results, or more cells than a figure can.
+    """
     runs = _runs(folder)
     try:
         about = json.loads((folder / records.PLAN).read_text())
@@ -47,7 +55,15 @@ def show(folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         axes, command = [], ""
     known = [axis for axis in axes if axis in runs or axis == "activation"]
-    terminal.show_sweep(runs, known, folder / records.RUNS, records.hints(folder, runs, command))
+    keys = keys_of(runs, known)
+    if figure:
+        found = cells(runs, keys)
+        if len(found) > MOST_BARS:
+            raise StudyError(f"{folder}: {len(found)} cells are too many for a figure (at most {MOST_BARS})")
+        drawn = figures.save(figures.outcomes(found, keys), folder / "outcomes")
+    terminal.show_sweep(runs, known, folder / records.RUNS, records.hints(folder, command))
+    if figure:
+        print(*drawn, sep="\n")
 
 
 def compare(one: Path, other: Path) -> None:

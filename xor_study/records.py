@@ -154,10 +154,10 @@ def _quoted(value: Any) -> str:
     return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text
 
 
-def hints(folder: Path, runs: pd.DataFrame, command: str) -> dict[str, str]:
+def hints(folder: Path, command: str) -> dict[str, str]:
     """Return commands for who has a sweep's table before him, by what they are for."""
     name = shlex.quote(str(folder))
-    found = {"this table again": f"xor-study show {name}"}
+    found = {"this table again, and as a figure": f"xor-study show {name} --figure"}
     return found | ({"go on, or make it larger": command} if command else {})
 
 

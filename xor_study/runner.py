@@ -102,7 +102,7 @@ def run_sweep(
     except KeyboardInterrupt as error:
         raise InterruptedSweep(f"interrupted; {_kept(sweep, command)}") from error
     terminal.show_notes(problems)
-    terminal.show_sweep(runs, planned.axes, folder / records.RUNS, records.hints(folder, runs, command))
+    terminal.show_sweep(runs, planned.axes, folder / records.RUNS, records.hints(folder, command))
 
 
 MULTIRUN = "multirun.yaml"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from xor_study.figures.mechanism import mechanism
-from xor_study.figures.single import decision_boundary, loss_curve
+from xor_study.figures.single import decision_boundary, loss_curve, outcomes
 from xor_study.figures.study import (
     boundaries,
     fixes,
@@ -50,6 +50,7 @@ __all__ = [
     "loss_curves",
     "mechanism",
     "monitors",
+    "outcomes",
     "precision",
     "save",
     "symptom",

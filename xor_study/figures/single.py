@@ -1,14 +1,18 @@
-"""Figures of a single run."""
+"""Figures of a single run, and of a single sweep."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from xor_study.figures.style import BLUE, COLUMN, ORANGE, STYLE
+from xor_study.figures.style import BLUE, COLUMN, ORANGE, OUTCOME_COLOURS, OUTCOME_HATCHES, OUTCOME_NAMES, STYLE
+from xor_study.statistics import wilson
 
 
 def loss_curve(history: pd.DataFrame, title: str) -> Figure:
@@ -76,4 +80,38 @@ def decision_boundary(
             )
         axes.set(xlabel="x1", ylabel="x2", title=title, xlim=extent, ylim=extent, aspect="equal")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    return figure
+
+
+def outcomes(cells: pd.DataFrame, keys: Sequence[str]) -> Figure:
+    """Return how the runs of a sweep ended: for each cell a bar of shares, with the interval of what was solved.
+
+    Args:
+        cells: of `shares.cells`.
+        keys: its columns that tell cells apart.
+    """
+    rows = cells.to_dict("records")
+    told = [" ".join(f"{key.rpartition('.')[2]}={row[key]}" for key in keys if not pd.isna(row[key])) for row in rows]
+    names = [f"{text} (n = {row['runs']:,})".strip() for text, row in zip(told, rows, strict=True)]
+    wide = 1.8 + 0.055 * max(map(len, names))  # inches: the bars and the longest name
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(max(COLUMN, wide), 0.17 * len(cells) + 1.0))
+        for place, row in enumerate(rows):
+            left = 0.0
+            for outcome, colour in OUTCOME_COLOURS.items():
+                share, hatch = row[outcome] / row["runs"], OUTCOME_HATCHES[outcome]
+                axes.barh(place, share, 0.8, left, color=colour, hatch=hatch, edgecolor="black", linewidth=0.4)
+                left += share
+            solved = row["solved"] / row["runs"]
+            low, high = wilson(row["solved"], row["runs"])
+            axes.errorbar(
+                solved, place, xerr=[[solved - low], [high - solved]], color="black", capsize=2, linewidth=0.9
+            )
+        axes.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), xlabel="share of runs")
+        axes.set_yticks(range(len(names)), names, fontsize=6.5)
+        handles = [
+            Patch(facecolor=colour, hatch=OUTCOME_HATCHES[name], edgecolor="black", lw=0.4, label=OUTCOME_NAMES[name])
+            for name, colour in OUTCOME_COLOURS.items()
+        ]
+        figure.legend(handles=handles, ncols=4, loc="outside lower center", columnspacing=1, handlelength=1.2)
     return figure
