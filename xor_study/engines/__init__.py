@@ -132,7 +132,7 @@ class Measured:
 
 def described(table: pd.DataFrame, ids: pd.Series[str]) -> pd.DataFrame:
     """Return run_id and fields of a checked table's runs, named as on the command line."""
-    return pd.concat([ids, table[FIELDS].apply(spec.plain).rename(columns=key_of)], axis=1)
+    return pd.DataFrame({"run_id": ids} | {key_of(field): spec.plain(table[field]) for field in FIELDS})
 
 
 def check_device(name: str) -> torch.device:
