@@ -8,12 +8,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from xor_study import RunSpec, XORNetwork, run, terminal, train
+from xor_study.plan import CONFIG_DIR, register
+from xor_study.records import read_runs
 from xor_study.spec import FIELDS, key_of
 
 SHORT = ("epochs=2", "iterations=30")
@@ -399,6 +404,23 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
     assert re.search(r"^8/8 runs; .*8 unsolved; .*k network-steps/s; 1 s left$", err, re.MULTILINE)
     assert "\r" not in err
     assert "\x1b" not in err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "finite"), [(["lr=0.1"], True), (["loss=binary_cross_entropy_naive", "lr=100"], False)]
+)
+def test_a_job_returns_what_another_sweeper_minimizes(
+    overrides: list[str], finite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as hydra/sweeper=optuna, which takes no other answer than a number."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"runtime": {"output_dir": str(tmp_path)}}))
+    register()
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        found = run._task(hydra.compose("config", ["epochs=1", "iterations=50", *overrides]))
+    assert np.isfinite(found) == finite
+    if finite:
+        assert found == read_runs(tmp_path)["final_loss"][0]
 
 
 def test_another_sweeper_has_no_dry_run(call: Call, tmp_path: Path) -> None:

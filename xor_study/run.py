@@ -6,6 +6,7 @@ Hydra composes the configuration; this module checks it before Hydra makes a fol
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -123,8 +124,12 @@ def _with_folder(loader: ConfigLoader, folder: Path) -> ConfigLoader:
     return ConfigLoaderImpl(paths)
 
 
-def _task(config: DictConfig) -> None:
-    """Train the single run that a composed configuration describes, in the folder Hydra made for it."""
+def _task(config: DictConfig) -> float:
+    """Train the single run that a composed configuration describes, in the folder Hydra made for it.
+
+    Returns:
+        The final loss, infinite for a run that did not stay finite: what a sweeper such as Optuna's minimizes.
+    """
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         values = plan.values_of(config)
@@ -137,9 +142,10 @@ def _task(config: DictConfig) -> None:
             plan.check_value(field, value, values)
         table = table_of(pd.DataFrame([values], dtype=object))
         (folder / records.CONFIG).write_text(OmegaConf.to_yaml(config))
-        runner.run_one(table, engine, device, threads, folder, log)
+        run = runner.run_one(table, engine, device, threads, folder, log).runs.iloc[0]
     except (StudyError, OSError) as error:
         _fail(error)
+    return math.inf if run["outcome"] == "nonfinite" else float(run["final_loss"])
 
 
 if __name__ == "__main__":
