@@ -1,0 +1,110 @@
+"""The figure of a postmortem: a run's loss and its last steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from xor_study.figures.style import BLUE, COLUMN, GREEN, GREY, ORANGE, STYLE
+
+_MARKERS = dict(zip(("00", "01", "10", "11"), zip("osD^", (BLUE, ORANGE, GREEN, "black"), strict=True), strict=True))
+
+
+def last_steps(
+    title: str, history: pd.DataFrame, last: pd.DataFrame, corners: pd.DataFrame, marks: Mapping[str, int]
+) -> Figure:
+    """Return a run's loss and what happened in its last steps, in two panels or, with corners, in four.
+
+    Args:
+        title: what run it is.
+        history: of the whole run: column loss, the index is the step.
+        last: of the last steps: columns step, grad_norm and max_abs_logit.
+        corners: of the steps that were replayed: columns step, corner, logit, prediction, upstream, slope and gradient;
+            may be empty.
+        marks: steps to mark in the course of the loss, by what they are.
+    """
+    with plt.rc_context(STYLE):
+        panels = 4 if len(corners) else 2
+        figure, axes = plt.subplots(
+            panels, 1, figsize=(COLUMN, 1.75 * panels + 0.3), height_ratios=[1.15] + [1] * (panels - 1)
+        )
+        figure.suptitle(title if len(title) <= 60 else title[:57] + "...", fontsize=8, x=0.01, ha="left")
+        _loss(axes[0], history, marks)
+        _growth(axes[1], last)
+        if len(corners):
+            _logits(axes[2], corners)
+            _factors(axes[3], corners)
+        for ax, letter in zip(axes, "abcd", strict=False):
+            ax.set_title(f"({letter}) {ax.get_title()}", loc="left", fontsize=8)
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes[-1].set_xlabel("step")
+    return figure
+
+
+def _loss(axes: Axes, history: pd.DataFrame, marks: Mapping[str, int]) -> None:
+    end = max(marks.values(), default=len(history))
+    loss = history["loss"].loc[: end + 1]
+    finite = loss[np.isfinite(loss)]
+    mean = finite.rolling(10, min_periods=1).mean()
+    axes.plot(finite.index, finite, color=BLUE, alpha=0.35, linewidth=0.5)
+    axes.plot(mean.index, mean, color=BLUE, linewidth=1, label="mean of 10 steps")
+    if len(finite) and finite.min() > 0 and finite.max() > 20 * finite.median():
+        axes.set_yscale("log")
+    for (what, step), line, colour in zip(marks.items(), ("--", "-", ":"), (GREY, ORANGE, "black"), strict=False):
+        axes.axvline(step, color=colour, linestyle=line, linewidth=1, label=f"{what}, step {step:,}")
+    axes.set(title="loss", ylabel="loss")
+    axes.legend(fontsize=7)
+
+
+def _growth(axes: Axes, last: pd.DataFrame) -> None:
+    for column, label, marker, colour in (
+        ("max_abs_logit", "largest |z|", "o", BLUE),
+        ("grad_norm", "gradient norm", "s", ORANGE),
+    ):
+        values = last[column].where(np.isfinite(last[column]) & (last[column] > 0))
+        axes.plot(last["step"], values, color=colour, marker=marker, markersize=2, linewidth=0.8, label=label)
+    axes.set(title="the last steps", yscale="log")
+    axes.legend(fontsize=7)
+
+
+def _logits(axes: Axes, corners: pd.DataFrame) -> None:
+    for name, rows in corners.groupby("corner", sort=False):
+        marker, colour = _MARKERS[str(name)]
+        shown = rows["logit"].where(np.isfinite(rows["logit"]))
+        axes.plot(rows["step"], shown, marker=marker, color=colour, markersize=2.5, linewidth=0.8, label=str(name))
+    axes.set(title="z of the four corners", yscale="symlog", ylabel="z")
+    axes.legend(fontsize=7, ncols=4, handlelength=1.2, columnspacing=1)
+
+
+def _factors(axes: Axes, corners: pd.DataFrame) -> None:
+    """Draw what the gradient of the corner that breaks first is made of; what is not finite at the upper edge."""
+    broken = corners[~np.isfinite(corners["gradient"])]
+    extreme = corners.iloc[int(corners["logit"].abs().fillna(np.inf).argmax())]
+    corner = (broken.iloc[0] if len(broken) else extreme)["corner"]
+    rows = corners[corners["corner"] == corner]
+    values = {"p": rows["prediction"], "dL/dp": rows["upstream"], "dp/dz": rows["slope"], "dL/dz": rows["gradient"]}
+    finite = np.concatenate([np.abs(v[np.isfinite(v) & (v != 0)]) for v in values.values()])
+    low, high = (finite.min(), finite.max()) if len(finite) else (1e-8, 1.0)
+    edge = max(high, 1.0) * (max(high, 1.0) / min(low, 1e-3)) ** 0.2
+    styles = zip("osD^", (BLUE, GREY, ORANGE, "black"), strict=True)
+    for (label, series), (marker, colour) in zip(values.items(), styles, strict=True):
+        size = series.abs()
+        style: dict[str, Any] = {"marker": marker, "color": colour, "markersize": 2.5, "linewidth": 0.8}
+        axes.plot(rows["step"], size.where(np.isfinite(size)), label=f"|{label}|" if label != "p" else label, **style)
+        for step, value in zip(rows["step"], size, strict=True):
+            if np.isinf(value):
+                axes.plot(step, edge, marker, color=colour, markersize=4)
+                axes.annotate("inf", (step, edge), textcoords="offset points", xytext=(-5, -3), ha="right", fontsize=7)
+    for step in broken[broken["corner"] == corner]["step"].head(1):
+        axes.axvline(step, color="black", linewidth=0.8)
+        axes.annotate("dL/dz", (step, low), textcoords="offset points", xytext=(-4, 2), ha="right", fontsize=7)
+    axes.set(title=f"corner {corner}: factors of its gradient", ylim=(0, edge * 30))
+    axes.set_yscale("symlog", linthresh=min(low, 1e-3), linscale=0.4)
+    axes.legend(fontsize=7, ncols=4, handlelength=1, columnspacing=0.8, loc="upper left", bbox_to_anchor=(-0.02, 0.9))
