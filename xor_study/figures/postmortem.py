@@ -10,11 +10,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator, SymmetricalLogLocator
 
 from xor_study.figures.style import BLUE, COLUMN, GREEN, GREY, ORANGE, STYLE
 
 _MARKERS = dict(zip(("00", "01", "10", "11"), zip("osD^", (BLUE, ORANGE, GREEN, "black"), strict=True), strict=True))
+
+_FACTORS = {
+    "prediction": "|p|",
+    "upstream": "|dL/dp|",
+    "slope": "|dp/dz|",
+    "exponential": "e^-z",
+    "gradient": "|dL/dz|",
+}
 
 
 def last_steps(
@@ -26,8 +34,8 @@ def last_steps(
         title: what run it is.
         history: of the whole run: column loss, the index is the step.
         last: of the last steps: columns step, grad_norm and max_abs_logit.
-        corners: of the steps that were replayed: columns step, corner, logit, prediction, upstream, slope and gradient;
-            may be empty.
+        corners: of the steps that were replayed: columns step, corner, logit, prediction, upstream, slope, gradient and
+            perhaps exponential (e^-z); may be empty.
         marks: steps to mark in the course of the loss, by what they are.
     """
     with plt.rc_context(STYLE):
@@ -43,6 +51,7 @@ def last_steps(
             _factors(axes[3], corners)
         for ax, letter in zip(axes, "abcd", strict=False):
             ax.set_title(f"({letter}) {ax.get_title()}", loc="left", fontsize=8)
+            ax.set_title("")
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes[-1].set_xlabel("step")
     return figure
@@ -70,7 +79,7 @@ def _growth(axes: Axes, last: pd.DataFrame) -> None:
     ):
         values = last[column].where(np.isfinite(last[column]) & (last[column] > 0))
         axes.plot(last["step"], values, color=colour, marker=marker, markersize=2, linewidth=0.8, label=label)
-    axes.set(title="the last steps", yscale="log")
+    axes.set(title="the last steps: how large z and the gradient are", yscale="log")
     axes.legend(fontsize=7)
 
 
@@ -80,31 +89,41 @@ def _logits(axes: Axes, corners: pd.DataFrame) -> None:
         shown = rows["logit"].where(np.isfinite(rows["logit"]))
         axes.plot(rows["step"], shown, marker=marker, color=colour, markersize=2.5, linewidth=0.8, label=str(name))
     axes.set(title="z of the four corners", yscale="symlog", ylabel="z")
+    _few_ticks(axes)
     axes.legend(fontsize=7, ncols=4, handlelength=1.2, columnspacing=1)
 
 
 def _factors(axes: Axes, corners: pd.DataFrame) -> None:
-    """Draw what the gradient of the corner that breaks first is made of; what is not finite at the upper edge."""
+    """Draw what the gradient of the corner that breaks first is made of; what is infinite at the upper edge."""
     broken = corners[~np.isfinite(corners["gradient"])]
     extreme = corners.iloc[int(corners["logit"].abs().fillna(np.inf).argmax())]
     corner = (broken.iloc[0] if len(broken) else extreme)["corner"]
     rows = corners[corners["corner"] == corner]
-    values = {"p": rows["prediction"], "dL/dp": rows["upstream"], "dp/dz": rows["slope"], "dL/dz": rows["gradient"]}
-    finite = np.concatenate([np.abs(v[np.isfinite(v) & (v != 0)]) for v in values.values()])
-    low, high = (finite.min(), finite.max()) if len(finite) else (1e-8, 1.0)
-    edge = max(high, 1.0) * (max(high, 1.0) / min(low, 1e-3)) ** 0.2
-    styles = zip("osD^", (BLUE, GREY, ORANGE, "black"), strict=True)
-    for (label, series), (marker, colour) in zip(values.items(), styles, strict=True):
-        size = series.abs()
+    shown = {label: rows[column].abs() for column, label in _FACTORS.items() if column in rows}
+    finite = np.concatenate([size[np.isfinite(size) & (size > 0)] for size in shown.values()])
+    low, high = (min(finite.min(), 1e-3), max(finite.max(), 1.0)) if len(finite) else (1e-3, 1.0)
+    edge = high * (high / low) ** 0.25
+    styles = zip("osDv^", (BLUE, GREY, ORANGE, GREEN, "black"), strict=True)
+    for (label, size), (marker, colour) in zip(shown.items(), styles, strict=False):
         style: dict[str, Any] = {"marker": marker, "color": colour, "markersize": 2.5, "linewidth": 0.8}
-        axes.plot(rows["step"], size.where(np.isfinite(size)), label=f"|{label}|" if label != "p" else label, **style)
-        for step, value in zip(rows["step"], size, strict=True):
-            if np.isinf(value):
-                axes.plot(step, edge, marker, color=colour, markersize=4)
-                axes.annotate("inf", (step, edge), textcoords="offset points", xytext=(-5, -3), ha="right", fontsize=7)
+        axes.plot(rows["step"], size.where(np.isfinite(size)), label=label, **style)
+        infinite = rows["step"][np.isinf(size)]
+        axes.plot(infinite, np.full(len(infinite), edge), marker, color=colour, markersize=4)
+        for step in infinite:
+            text = f"{label} = inf"
+            axes.annotate(text, (step, edge), textcoords="offset points", xytext=(-5, -3), ha="right", fontsize=7)
     for step in broken[broken["corner"] == corner]["step"].head(1):
         axes.axvline(step, color="black", linewidth=0.8)
-        axes.annotate("dL/dz", (step, low), textcoords="offset points", xytext=(-4, 2), ha="right", fontsize=7)
-    axes.set(title=f"corner {corner}: factors of its gradient", ylim=(0, edge * 30))
-    axes.set_yscale("symlog", linthresh=min(low, 1e-3), linscale=0.4)
-    axes.legend(fontsize=7, ncols=4, handlelength=1, columnspacing=0.8, loc="upper left", bbox_to_anchor=(-0.02, 0.9))
+        axes.annotate("NaN", (step, low), textcoords="offset points", xytext=(-3, 3), ha="right", fontsize=7)
+    axes.set(title=f"corner {corner}: what its gradient is made of", ylim=(0, edge * (high / low) ** 0.75))
+    axes.set_yscale("symlog", linthresh=low, linscale=0.4)
+    _few_ticks(axes)
+    axes.legend(fontsize=7, ncols=3, handlelength=1, columnspacing=0.8, loc="upper left")
+
+
+def _few_ticks(axes: Axes) -> None:
+    """Leave room between the ticks of a symmetric logarithmic axis."""
+    locator = SymmetricalLogLocator(axes.yaxis.get_transform())
+    locator.set_params(numticks=6)
+    axes.yaxis.set_major_locator(locator)
+    axes.yaxis.set_minor_locator(NullLocator())

@@ -69,7 +69,7 @@ def candidates(spec: RunSpec, links: Sequence[Link]) -> Iterator[Candidate]:
     yield from _of_loss(spec)
     if names & {"operation", "diverged"}:
         yield from _against_explosion(spec, links)
-    if "wrong" in names:
+    if "wrong" in names and "diverged" not in names:
         yield from _against_standstill(spec)
 
 

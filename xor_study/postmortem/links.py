@@ -61,8 +61,8 @@ def chain(found: Found, again: Replay | None) -> list[Link]:
     end = onset or found.onset or found.steps
     links = [start(found), *_wrong_sign(found), *_climb(found, end), *_jump(found, end)]
     if again is not None and onset is not None:
-        links += [_state(found, again, onset), *_mask(found, again, onset), *_events(found, again)]
-        links.append(_parameters(again, onset))
+        links += [_state(found, again, onset), *mask(found, again.before[onset], found.present(onset), onset)]
+        links += [*_events(found, again), _parameters(found, again, onset)]
     return sorted(links, key=lambda link: link.step)
 
 
@@ -85,17 +85,13 @@ def _wrong_sign(found: Found) -> Iterator[Link]:
     first = found.corners(found.cohort.initial(np.array([0]))[0])
     right = (first.prediction - program.target) / program.batch
     worst = int(torch.argmax(first.gradient.abs() * program.is_true))
-    values = {
-        "corner": NAMES[worst],
-        "prediction": float(first.prediction[worst]),
-        "gradient": float(first.gradient[worst]),
-        "correct_gradient": float(right[worst]),
-    }
+    p, wrong, correct = (float(of[worst]) for of in (first.prediction, first.gradient, right))
     text = (
         "The loss does not see the logits and clips p; the clip's gradient is squared and so has lost its sign: at "
-        f"corner {NAMES[worst]}, target 1 and p = {number(values['prediction'])}, a sample's derivative by z is "
-        f"{number(values['gradient'])} where {number(values['correct_gradient'])} is right. Every p is pushed to 0."
+        f"corner {NAMES[worst]}, target 1 and p = {number(p)}, a sample's derivative by z is "
+        f"{number(wrong)} where {number(correct)} is right. Every p is pushed to 0."
     )
+    values = {"corner": NAMES[worst], "prediction": p, "gradient": wrong, "correct_gradient": correct}
     yield Link("sign", 1, text, values)
 
 
@@ -121,7 +117,7 @@ def _jump(found: Found, end: int) -> Iterator[Link]:
     """Yield the last update before the end, where it made the largest logit several times as large."""
     if found.onset is None or end < 2 or end > found.steps:
         return
-    before, after = map(float, found.history["max_abs_logit"].to_numpy()[end - 2 : end])
+    before, after = (float(v) for v in found.history["max_abs_logit"].to_numpy(np.float64)[end - 2 : end])
     if not after > JUMP * before:
         return
     norm = float(found.history["grad_norm"].to_numpy()[end - 2])
@@ -148,19 +144,18 @@ def _by_corner(names: list[str], **values: Tensor) -> dict[str, Any]:
     return {key: dict(zip(names, map(float, value), strict=True)) for key, value in values.items()}
 
 
-def _mask(found: Found, again: Replay, onset: int) -> Iterator[Link]:
-    """Yield that a clip of p hands down no gradient, where it does so for all samples or where z ran away."""
+def mask(found: Found, parameters: Tensor, present: Tensor, step: int) -> Iterator[Link]:
+    """Yield that a clip of p hands down no gradient, if with some parameters it doesn't at a corner that is present."""
     eps = {"axon_binary_cross_entropy": 1e-7, "binary_cross_entropy_clipped": found.spec.loss_eps}.get(found.spec.loss)
     if eps is None or found.spec.loss_logits_visible is True:
         return
-    now, present = found.corners(again.before[onset]), found.present(onset)
-    masked = present & (now.upstream == 0)
+    masked = present & (found.corners(parameters).upstream == 0)
     if not masked.any():
         return
     names = [name for name, there in zip(NAMES, masked, strict=True) if there]
-    which = "all corners of the batch" if bool((masked == present).all()) else "corner " + ", ".join(names)
+    which = "every corner of the batch" if bool((masked == present).all()) else "corner " + ", ".join(names)
     text = f"p is outside [{eps:g}, 1 - {eps:g}], so the clip's mask has made the upstream gradient 0 at {which}."
-    yield Link("mask", onset, text, {"corners": names, "eps": eps})
+    yield Link("mask", step, text, {"corners": names, "eps": eps})
 
 
 def _events(found: Found, again: Replay) -> Iterator[Link]:
@@ -181,7 +176,7 @@ def _events(found: Found, again: Replay) -> Iterator[Link]:
         yield Link("operation" if place == 0 else "consequence", step, f"{text} {why}".strip(), values)
 
 
-def _parameters(again: Replay, onset: int) -> Link:
+def _parameters(found: Found, again: Replay, onset: int) -> Link:
     """Return how what is not finite spreads over the parameters."""
     counts = {step - 1: int((~torch.isfinite(flat)).sum()) for step, flat in again.before.items() if step > onset}
     width = len(next(iter(again.before.values())))
@@ -192,6 +187,9 @@ def _parameters(again: Replay, onset: int) -> Link:
     text = f"The update leaves {count if count < width else 'all'} {f'of {width} ' if count < width else f'{width} '}"
     nan = int(torch.isnan(again.before[first + 1]).sum())
     text += "parameters NaN" if nan == count else "parameters not finite"
-    whole = next((step for step, found in hit.items() if found == width), None)
-    text += "." if whole == first else f"; all are from step {whole} on." if whole else "."
+    whole = next((step for step, hits in hit.items() if hits == width), None)
+    text += f"; all are from step {whole:,} on." if whole and whole != first else "."
+    loss = found.history["loss"]
+    if again.onset == found.onset and not np.isfinite(loss.iloc[-1]):
+        text += f" The loss is not finite from step {loss.index[~np.isfinite(loss)][0]:,} on."
     return Link("parameters", first, text, {"not_finite": {str(s): c for s, c in counts.items()}, "parameters": width})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from xor_study.outcome import tail_length
 from xor_study.postmortem.corners import NAMES, Corners
-from xor_study.postmortem.links import Link, chain, start, threshold_loss
+from xor_study.postmortem.links import Link, chain, mask, start, threshold_loss
 from xor_study.postmortem.replay import Found, optional
 from xor_study.postmortem.words import each, number
 
@@ -27,7 +27,10 @@ def standing(found: Found) -> list[Link]:
     end = found.corners(final)
     if found.outcome == "solved":
         return [start(found), _solved(found, end)]
-    links = [*chain(found, None), _diverged(found)] if found.outcome == "diverged" else [start(found)]
+    links = [start(found)]
+    if found.outcome == "diverged":
+        everywhere = torch.ones(len(NAMES), dtype=torch.bool)
+        links = [*chain(found, None), _diverged(found), *mask(found, final, everywhere, found.steps + 1)]
     return [
         *links,
         _wrong(found, end),

@@ -55,7 +55,8 @@ class Postmortem:
     def corners(self) -> pd.DataFrame:
         """What the network computed on the corners in the steps that were replayed, up to the end.
 
-        Columns: step, corner, logit, prediction, upstream, slope, gradient.
+        Columns: step, corner, logit, prediction, upstream, slope, gradient and, where the sigmoid's derivative is made
+        of it, exponential: e^-z.
         """
         if self.again is None:
             return pd.DataFrame()
@@ -64,6 +65,8 @@ class Postmortem:
             now = self.found.corners(self.again.before[step])
             columns = ("logit", "prediction", "upstream", "slope", "gradient")
             values = {name: getattr(now, name).double().numpy() for name in columns}
+            if self.found.spec.loss_sigmoid_gradient == "exponential":
+                values["exponential"] = (-now.logit).exp().double().numpy()
             tables.append(pd.DataFrame({"step": step, "corner": NAMES} | values))
         return pd.concat(tables, ignore_index=True)
 
