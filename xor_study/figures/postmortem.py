@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator, SymmetricalLogLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 
 from xor_study.figures.style import BLUE, COLUMN, GREEN, GREY, ORANGE, STYLE
 
@@ -43,7 +43,7 @@ def last_steps(
         figure, axes = plt.subplots(
             panels, 1, figsize=(COLUMN, 1.75 * panels + 0.3), height_ratios=[1.15] + [1] * (panels - 1)
         )
-        figure.suptitle(title if len(title) <= 60 else title[:57] + "...", fontsize=8, x=0.01, ha="left")
+        figure.suptitle(title if len(title) <= 52 else title[:49] + "...", fontsize=8, x=0.01, ha="left")
         _loss(axes[0], history, marks)
         _growth(axes[1], last)
         if len(corners):
@@ -69,7 +69,7 @@ def _loss(axes: Axes, history: pd.DataFrame, marks: Mapping[str, int]) -> None:
     for (what, step), line, colour in zip(marks.items(), ("--", "-", ":"), (GREY, ORANGE, "black"), strict=False):
         axes.axvline(step, color=colour, linestyle=line, linewidth=1, label=f"{what}, step {step:,}")
     axes.set(title="loss", ylabel="loss")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, frameon=True, framealpha=0.85, edgecolor="none")
 
 
 def _growth(axes: Axes, last: pd.DataFrame) -> None:
@@ -79,7 +79,7 @@ def _growth(axes: Axes, last: pd.DataFrame) -> None:
     ):
         values = last[column].where(np.isfinite(last[column]) & (last[column] > 0))
         axes.plot(last["step"], values, color=colour, marker=marker, markersize=2, linewidth=0.8, label=label)
-    axes.set(title="the last steps: how large z and the gradient are", yscale="log")
+    axes.set(title="the last steps", yscale="log")
     axes.legend(fontsize=7)
 
 
@@ -88,8 +88,9 @@ def _logits(axes: Axes, corners: pd.DataFrame) -> None:
         marker, colour = _MARKERS[str(name)]
         shown = rows["logit"].where(np.isfinite(rows["logit"]))
         axes.plot(rows["step"], shown, marker=marker, color=colour, markersize=2.5, linewidth=0.8, label=str(name))
-    axes.set(title="z of the four corners", yscale="symlog", ylabel="z")
-    _few_ticks(axes)
+    largest = corners["logit"].abs()[np.isfinite(corners["logit"])].max()
+    axes.set(title="z of the four corners", ylabel="z")
+    _symmetric_log(axes, max(1.0, largest**0.25))
     axes.legend(fontsize=7, ncols=4, handlelength=1.2, columnspacing=1)
 
 
@@ -114,16 +115,18 @@ def _factors(axes: Axes, corners: pd.DataFrame) -> None:
             axes.annotate(text, (step, edge), textcoords="offset points", xytext=(-5, -3), ha="right", fontsize=7)
     for step in broken[broken["corner"] == corner]["step"].head(1):
         axes.axvline(step, color="black", linewidth=0.8)
-        axes.annotate("NaN", (step, low), textcoords="offset points", xytext=(-3, 3), ha="right", fontsize=7)
-    axes.set(title=f"corner {corner}: what its gradient is made of", ylim=(0, edge * (high / low) ** 0.75))
-    axes.set_yscale("symlog", linthresh=low, linscale=0.4)
-    _few_ticks(axes)
+        above = edge * (high / low) ** 0.2
+        axes.annotate("dL/dz = NaN", (step, above), textcoords="offset points", xytext=(-5, 0), ha="right", fontsize=7)
+    axes.set(title=f"corner {corner}: what its gradient is made of", ylim=(0, edge * (high / low) ** 0.8))
+    _symmetric_log(axes, low)
     axes.legend(fontsize=7, ncols=3, handlelength=1, columnspacing=0.8, loc="upper left")
 
 
-def _few_ticks(axes: Axes) -> None:
-    """Leave room between the ticks of a symmetric logarithmic axis."""
+def _symmetric_log(axes: Axes, linear: float) -> None:
+    """Make the y axis symmetric and logarithmic beyond `linear`, with room between its ticks."""
+    axes.set_yscale("symlog", linthresh=linear)
     locator = SymmetricalLogLocator(axes.yaxis.get_transform())
     locator.set_params(numticks=6)
-    axes.yaxis.set_major_locator(locator)
+    ticks = [tick for tick in locator.tick_values(*axes.get_ylim()) if tick == 0 or abs(tick) > 3 * linear]
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_minor_locator(NullLocator())

@@ -48,7 +48,7 @@ def climb(loss: NDArray[np.float64]) -> int | None:
     is above it.
     """
     means = pd.Series(loss).rolling(WINDOW, min_periods=1).mean().to_numpy()
-    means = np.where(np.isfinite(means), means, np.inf)
+    means = np.where(np.isfinite(loss), means, np.inf)  # pandas passes over what is not finite
     if not np.isfinite(means).any():
         return None
     last = int(np.flatnonzero(means <= CLIMB * means.min())[-1])
