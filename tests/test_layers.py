@@ -41,9 +41,11 @@ ORDER = [
     "terminal",
     "look",
     "plan",
+    "postmortem",
     "runner",
     "reproduce",
     "run",
+    "__main__",
 ]
 ONLY_IN = {
     "hydra": {"plan", "run"},
@@ -67,6 +69,9 @@ def imports(path: Path) -> set[str]:
 
 
 def room(path: Path) -> str:
+    """Return where a file belongs; what only starts a command line may stand in any folder."""
+    if path.name == "__main__.py":
+        return "__main__"
     relative = path.relative_to(PACKAGE)
     return relative.parts[0].removesuffix(".py")
 

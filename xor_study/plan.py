@@ -264,6 +264,24 @@ def study_table(overrides: Sequence[str]) -> pd.DataFrame:
         return plan(GlobalHydra.instance().config_loader(), overrides, sweep=True).table
 
 
+def single(overrides: Sequence[str]) -> Plan:
+    """Return the checked plan of one run that is no Hydra application's.
+
+    Raises:
+        StudyError: if anything is wrong with it, or if an override is of no use to a run that leaves no folder.
+    """
+    register()
+    with initialize_config_dir(str(CONFIG_DIR), version_base=VERSION_BASE):
+        loader = GlobalHydra.instance().config_loader()
+        for override in parse(overrides, loader):
+            text = show(override.input_line)
+            if override.is_sweep_override() or override.key_or_group == STUDY:
+                raise StudyError(f"{text}: several runs; give one")
+            if override.is_hydra_override() or override.key_or_group == "log":
+                raise StudyError(f"{text}: says what a run prints or leaves in a folder; nothing is to be set here")
+        return plan(loader, overrides, sweep=False)
+
+
 def for_hydra(overrides: Sequence[str], loader: ConfigLoader) -> list[str]:
     """Return a sweep's overrides as Hydra takes them: a parameter of a group as a sweep over one value.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -38,18 +39,14 @@ def train(cohorts: Iterable[Cohort], detail: Detail, progress: Callable[[int], N
 def _train_one(cohort: Cohort, member: int, detail: Detail, progress: Callable[[int], None]) -> Trained:
     members = np.array([member])
     recorder = Recorder(cohort, members, detail)
-    network = _network(cohort, member)
-    take_steps = _trainer(cohort, member, network, recorder)
+    training = Training(cohort, member, recorder.add_snapshot)
     for first in range(1, cohort.steps + 1, CHUNK):
         steps = range(first, min(first + CHUNK, cohort.steps + 1))
-        with _default_dtype(cohort.program.x1.dtype):
-            noted = list(take_steps(steps))
-        columns = (torch.stack(column)[:, None] for column in zip(*noted, strict=True))
+        columns = (torch.stack(column)[:, None] for column in zip(*training.take(steps), strict=True))
         recorder.add(steps, Observation(*columns))
         progress(len(steps))
-    right = cohort.program.corners_right(_corner_logits(cohort, network))[None]
-    parameters = nn.utils.parameters_to_vector(network.parameters()).detach()
-    return Trained(cohort, members, recorder.finish(right), parameters[None])
+    right = cohort.program.corners_right(training.corner_logits())[None]
+    return Trained(cohort, members, recorder.finish(right), training.parameters()[None])
 
 
 @contextlib.contextmanager
@@ -63,55 +60,90 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def _nothing(number: int, parameters: Tensor, internals: Internals) -> None:
+    """Keep nothing of a step."""
+
+
+class Training:
+    """One network with its optimizer, to be trained step by step.
+
+    Args:
+        cohort: the run belongs to.
+        member: its place in it.
+        keep: is given each step's number, the parameters after it, shape (1, width), and how it came about.
+
+    Attributes:
+        network: in its present state.
+        own: the parameters of "loss", "optimizer" and "clip" of this run, by group and name.
+    """
+
+    def __init__(self, cohort: Cohort, member: int, keep: Callable[[int, Tensor, Internals], None] = _nothing) -> None:
+        self.own = {
+            group: {**cohort.program.constants[group], **{name: float(values[member]) for name, values in own.items()}}
+            for group, own in cohort.numbers.items()
+        }
+        self.network = _network(cohort, member)
+        self._cohort, self._member, self._keep = cohort, member, keep
+        self._parameters = list(self.network.parameters())
+        optimizer, arguments = cohort.program.optimizer, self.own["optimizer"]
+        self._optimizer = optimizer.reference(self._parameters, **optimizer.torch_arguments(**arguments))
+
+    def parameters(self) -> Tensor:
+        """Return all parameters as they are now, shape (width,)."""
+        return nn.utils.parameters_to_vector(self._parameters).detach()
+
+    def corner_logits(self) -> Tensor:
+        """Return the logits of the four corners, shape (4,)."""
+        with torch.no_grad():
+            logits: Tensor = self.network(self._cohort.program.x1, self._cohort.program.x2, return_logit=True)[:, 0]
+        return logits
+
+    def take(
+        self, steps: range, aside: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    ) -> list[Observation]:
+        """Make some steps and return what is noted of each.
+
+        Args:
+            steps: their numbers, from 1, which decide the batches.
+            aside: makes a context in which is done what only serves the noting.
+        """
+        with _default_dtype(self._cohort.program.x1.dtype):
+            return list(self._take(steps, aside))
+
+    def _take(self, steps: range, aside: Callable[[], AbstractContextManager[object]]) -> Iterator[Observation]:
+        program, parameters = self._cohort.program, self._parameters
+        low, high = program.loss.targets
+        bits = self._cohort.batches.inputs(self._member, steps)
+        inputs = (torch.from_numpy(half).to(parameters[0])[..., None] for half in bits)
+        for number, x1, x2 in zip(steps, *inputs, strict=True):  # (n, 1) each
+            target = torch.where(x1 != x2, high, low).to(x1.dtype)
+            logit = self.network(x1, x2, return_logit=True)
+            prediction = self.network.output_activation(logit)
+            loss = program.loss.per_sample(logit, prediction, target, **self.own["loss"]).mean()
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotations there
+            with aside():
+                gradient = nn.utils.parameters_to_vector(p.grad for p in parameters if p.grad is not None)
+                logits = self.corner_logits()
+            if program.clip.reference is not None:
+                program.clip.reference(parameters, self.own["clip"]["bound"])
+            self._optimizer.step()
+            with aside():
+                updated = self.parameters()
+                self._keep(number, updated[None], Internals(gradient[None], logits[None]))
+                noted = Observation(
+                    loss=loss.detach(),
+                    grad_norm=torch.linalg.vector_norm(gradient),
+                    max_abs_grad=gradient.abs().max(),
+                    max_abs_parameter=updated.abs().max(),
+                    max_abs_logit=logits.abs().max(),
+                    corners_right=program.corners_right(logits),
+                    saturated=saturated(logits),
+                )
+            yield noted
+
+
 def _network(cohort: Cohort, member: int) -> XORNetwork:
     network = copy.deepcopy(cohort.program.network)
     nn.utils.vector_to_parameters(cohort.initial(np.array([member]))[0], network.parameters())
     return network.requires_grad_(True)
-
-
-def _corner_logits(cohort: Cohort, network: XORNetwork) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = network(cohort.program.x1, cohort.program.x2, return_logit=True)[:, 0]
-    return logits
-
-
-def _trainer(
-    cohort: Cohort, member: int, network: XORNetwork, recorder: Recorder
-) -> Callable[[range], Iterator[Observation]]:
-    """Return a function that trains one network over a range of steps and yields what is noted of each."""
-    program = cohort.program
-    own = {
-        group: {**program.constants[group], **{name: float(values[member]) for name, values in numbers.items()}}
-        for group, numbers in cohort.numbers.items()
-    }
-    parameters = list(network.parameters())
-    optimizer = program.optimizer.reference(parameters, **program.optimizer.torch_arguments(**own["optimizer"]))
-    low, high = program.loss.targets
-
-    def take_steps(steps: range) -> Iterator[Observation]:
-        inputs = (torch.from_numpy(bits).to(parameters[0])[..., None] for bits in cohort.batches.inputs(member, steps))
-        for number, x1, x2 in zip(steps, *inputs, strict=True):  # (n, 1) each
-            target = torch.where(x1 != x2, high, low).to(x1.dtype)
-            logit = network(x1, x2, return_logit=True)
-            prediction = network.output_activation(logit)
-            loss = program.loss.per_sample(logit, prediction, target, **own["loss"]).mean()
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotations there
-            gradient = nn.utils.parameters_to_vector(p.grad for p in parameters if p.grad is not None)
-            if program.clip.reference is not None:
-                program.clip.reference(parameters, own["clip"]["bound"])
-            logits = _corner_logits(cohort, network)
-            optimizer.step()
-            updated = nn.utils.parameters_to_vector(parameters).detach()
-            recorder.add_snapshot(number, updated[None], Internals(gradient[None], logits[None]))
-            yield Observation(
-                loss=loss.detach(),
-                grad_norm=torch.linalg.vector_norm(gradient),
-                max_abs_grad=gradient.abs().max(),
-                max_abs_parameter=updated.abs().max(),
-                max_abs_logit=logits.abs().max(),
-                corners_right=program.corners_right(logits),
-                saturated=saturated(logits),
-            )
-
-    return take_steps

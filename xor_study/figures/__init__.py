@@ -5,6 +5,7 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from xor_study.figures.mechanism import mechanism
+from xor_study.figures.postmortem import last_steps
 from xor_study.figures.single import decision_boundary, loss_curve, outcomes
 from xor_study.figures.study import (
     boundaries,
@@ -45,6 +46,7 @@ __all__ = [
     "gradients",
     "heatmaps",
     "importance",
+    "last_steps",
     "learning_rate",
     "loss_curve",
     "loss_curves",

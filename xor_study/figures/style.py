@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,16 @@ OUTCOME_NAMES = {"solved": "solved", "unsolved": "unsolved", "diverged": "diverg
 OUTCOME_HATCHES = {"solved": "", "unsolved": "...", "diverged": "///", "nonfinite": "xxx"}
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as PNG and PDF with the same bits for the same data, and close it.
+def save(figure: Figure, stem: Path, suffixes: Sequence[str] = (".png", ".pdf")) -> list[Path]:
+    """Write a figure with the same bits for the same data, as PNG and PDF unless told, and close it.
 
     Returns:
         The paths.
     """
-    paths = [stem.with_suffix(".png"), stem.with_suffix(".pdf")]
+    metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
+    paths = [stem.with_suffix(suffix) for suffix in suffixes]
     with plt.rc_context(STYLE):
-        figure.savefig(paths[0], metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"CreationDate": None, "Producer": None, "Creator": None})
+        for path in paths:
+            figure.savefig(path, metadata=metadata[path.suffix])
     plt.close(figure)
     return paths

@@ -1,0 +1,104 @@
+"""What a network computes on the four corners, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from xor_study.data import CORNERS
+from xor_study.losses import clipped_gradient, exponential_sigmoid_gradient
+from xor_study.training import Program
+
+NAMES = tuple(f"{x1}{x2}" for x1, x2 in CORNERS)
+"""The corners as one writes them: 00, 01, 10, 11."""
+
+
+@dataclass(frozen=True)
+class Corners:
+    """One network on the four corners; each of shape (4,) but for the hidden layer's, (4, width).
+
+    Attributes:
+        preactivation: of the hidden units.
+        hidden: what they give.
+        hidden_slope: the derivative of the hidden activation there.
+        logit: z.
+        prediction: p.
+        loss: of one sample.
+        upstream: the derivative, with respect to p, of one sample's share of the batch's mean loss; NaN where the loss
+            does not look at p.
+        slope: the derivative of p with respect to z, by the rule that the loss uses.
+        gradient: the derivative of that share with respect to z.
+        right: whether the corner is on its target's side.
+    """
+
+    preactivation: Tensor
+    hidden: Tensor
+    hidden_slope: Tensor
+    logit: Tensor
+    prediction: Tensor
+    loss: Tensor
+    upstream: Tensor
+    slope: Tensor
+    gradient: Tensor
+    right: Tensor
+
+
+def corners(program: Program, loss_parameters: Mapping[str, Any], parameters: Tensor) -> Corners:
+    """Return what a network computes on the four corners.
+
+    Args:
+        program: what it is.
+        loss_parameters: of its loss.
+        parameters: all of the network's, shape (width,), on the program's device.
+    """
+    network, target = program.network, program.target
+    named = program.named(parameters)
+    inputs = torch.cat([program.x1, program.x2], -1)  # (4, 2)
+    preactivation = torch.nn.functional.linear(inputs, named["hidden.weight"], named["hidden.bias"])
+    hidden_slope = _derivative(network.hidden_activation, preactivation)
+    logit = functional_call(network, named, (program.x1, program.x2), {"return_logit": True})[:, 0].detach()
+
+    def share(z: Tensor, p: Tensor) -> Tensor:
+        losses: Tensor = program.loss.per_sample(z, p, target, **loss_parameters)
+        return losses / program.batch
+
+    def of_logit(z: Tensor) -> Tensor:
+        return share(z, network.output_activation(z))
+
+    prediction = network.output_activation(logit)
+    upstream = _derivative(lambda p: share(logit, p), prediction)
+    slope = _derivative(network.output_activation, logit)
+    if not loss_parameters.get("logits_visible", True):  # whose own backward goes from the loss to z in one step
+        one = torch.tensor(1 / program.batch, dtype=logit.dtype, device=logit.device)
+        squared = loss_parameters["clip_gradient"] == "squared"
+        upstream = clipped_gradient(prediction, target, one, squared=squared)
+        if loss_parameters["sigmoid_gradient"] == "exponential":
+            slope = exponential_sigmoid_gradient(logit, prediction)
+    return Corners(
+        preactivation=preactivation,
+        hidden=network.hidden_activation(preactivation),
+        hidden_slope=hidden_slope,
+        logit=logit,
+        prediction=prediction,
+        loss=program.loss.per_sample(logit, prediction, target, **loss_parameters),
+        upstream=upstream,
+        slope=slope,
+        gradient=_derivative(of_logit, logit),
+        right=program.loss.is_right(logit, prediction, program.is_true),
+    )
+
+
+def _derivative(function: Any, at: Tensor) -> Tensor:
+    """Return the derivative of a function that works element by element, NaN where it does not look at its input."""
+    leaf = at.detach().clone().requires_grad_(True)
+    with torch.enable_grad():
+        value = function(leaf)
+    if not value.requires_grad:
+        return torch.full_like(at, torch.nan)
+    (gradient,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
+    return torch.full_like(at, torch.nan) if gradient is None else gradient

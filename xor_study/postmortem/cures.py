@@ -1,0 +1,178 @@
+"""What would have prevented it: the run again, with one switch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xor_study.catalogue import show
+from xor_study.losses import LOSSES
+from xor_study.optimizers import OPTIMIZERS
+from xor_study.outcome import OUTCOMES, Detail
+from xor_study.postmortem.links import Link
+from xor_study.postmortem.replay import Found, Settings, compiles, optional, trained
+from xor_study.spec import RunSpec, key_of, table_of
+from xor_study.statistics import wilson
+
+SEEDS = 100
+"""So many runs of each switch, seeds from 0, where lanes can train them."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many runs came to one outcome, with Wilson's 95 % interval."""
+
+    count: int
+    n: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Cure:
+    """What came of a run with one switch.
+
+    Attributes:
+        switch: as one would type it; empty for the run as it is.
+        link: the link of the chain that it is meant to break; None for the run as it is.
+        outcome: of the very run.
+        first_nonfinite_step, solved_step: of it.
+        prevents: what the switch spares this run: "failure" (it is solved), "NaN", "divergence", or "nothing".
+        shares: of each outcome over some seeds; None where these were not run.
+    """
+
+    switch: str
+    link: str | None
+    outcome: str
+    first_nonfinite_step: int | None
+    solved_step: int | None
+    prevents: str
+    shares: dict[str, Share] | None
+
+
+Candidate = tuple[tuple[str, ...], dict[str, Any]]
+"""The links that a switch may break, the first that the story has, and the fields it sets."""
+
+_WIDER: dict[str, tuple[str, ...]] = {
+    "float16": ("bfloat16", "float32"),
+    "bfloat16": ("float32",),
+    "float32": ("float64",),
+    "float64": (),
+}
+_HIDDEN = ("tanh", "leaky_relu")
+
+
+def candidates(spec: RunSpec, links: Sequence[Link]) -> Iterator[Candidate]:
+    """Yield switches for a failed run."""
+    names = {link.name for link in links}
+    yield from _of_loss(spec)
+    if names & {"operation", "diverged"}:
+        yield from _against_explosion(spec, links)
+    if "wrong" in names and "diverged" not in names:
+        yield from _against_standstill(spec)
+
+
+def _of_loss(spec: RunSpec) -> Iterator[Candidate]:
+    if spec.loss_logits_visible is False:
+        yield ("sign", "mask", "operation", "wrong"), {"loss_logits_visible": True}
+        if spec.loss_clip_gradient == "squared":
+            yield ("sign", "wrong"), {"loss_clip_gradient": "correct"}
+        if spec.loss_sigmoid_gradient == "exponential":
+            yield ("operation", "wrong"), {"loss_sigmoid_gradient": "stable"}
+    elif spec.loss.startswith("binary_cross_entropy"):
+        for guarded in ("binary_cross_entropy_with_logits", "binary_cross_entropy", "binary_cross_entropy_clipped"):
+            naive = spec.loss == "binary_cross_entropy_naive" or guarded.endswith("with_logits")
+            if guarded != spec.loss and naive and spec.activation_output in LOSSES[guarded].outputs:
+                yield ("operation", "mask", "wrong"), {"loss": guarded}
+    elif spec.loss == "mean_squared_error":
+        yield ("operation", "diverged"), {"loss": "huber"}
+
+
+def _against_explosion(spec: RunSpec, links: Sequence[Link]) -> Iterator[Candidate]:
+    for dtype in _WIDER[spec.dtype]:
+        yield ("operation",), {"dtype": dtype}
+    if any(link.values.get("phase") == "optimizer" for link in links) and spec.optimizer_eps is not None:
+        yield ("operation",), {"optimizer_eps": 1e-4}
+    growth = ("jump", "climb", "diverged", "operation")
+    if spec.activation_output == "identity":
+        yield growth, {"activation_output": "tanh"}
+    if spec.clip == "none":
+        yield growth, {"clip": "norm"}
+    yield growth, {"lr": spec.lr / 10}
+    yield growth, _other_optimizer(spec)
+    if abs(spec.gain) > 1:
+        yield growth, {"gain": 1.0}
+
+
+def _against_standstill(spec: RunSpec) -> Iterator[Candidate]:
+    stuck = ("dead", "identical", "saturated", "wrong")
+    yield stuck, {"init": "he_uniform" if spec.init == "glorot_uniform" else "glorot_uniform"}
+    for hidden in _HIDDEN:
+        if spec.activation_hidden != hidden:
+            yield stuck, {"activation_hidden": hidden}
+    if abs(spec.gain) > 1:
+        yield stuck, {"gain": 1.0}
+    slow = ("wrong",)
+    yield slow, {"lr": spec.lr * 10}
+    yield slow, _other_optimizer(spec)
+    if spec.hidden <= 32:
+        yield ("dead", "wrong"), {"hidden": 2 * spec.hidden}
+    if spec.epochs <= 100:
+        yield slow, {"epochs": 10 * spec.epochs}
+
+
+def _other_optimizer(spec: RunSpec) -> dict[str, Any]:
+    name = "adam" if spec.optimizer != "adam" else "sgd"
+    return {"optimizer": name, "lr": OPTIMIZERS[name].lr}
+
+
+def cures(found: Found, links: Sequence[Link], settings: Settings, seeds: int | None) -> list[Cure]:
+    """Run a failed run again with one switch each, and the run as it is first.
+
+    Args:
+        found: the run.
+        links: of its chain.
+        settings: how to train.
+        seeds: how many seeds each switch is tried on beside the run's own; None for 100 where lanes can train them and
+            none elsewhere.
+    """
+    order = [link.name for link in links]
+    result = [_cure(found.spec, found.outcome, {}, None, settings, seeds)]
+    for names, fields in candidates(found.spec, links):
+        link = next((name for name in names if name in order), None)
+        changed = found.spec.replace(**fields)
+        if link is not None and changed != found.spec:
+            result.append(_cure(changed, found.outcome, fields, link, settings, seeds))
+    return result
+
+
+def _cure(
+    spec: RunSpec, before: str, fields: dict[str, Any], link: str | None, settings: Settings, seeds: int | None
+) -> Cure:
+    cheap = settings.device == "cpu" and compiles(table_of([spec]))
+    count = (SEEDS if cheap else 0) if seeds is None else seeds
+    table = table_of([spec, *(spec.replace(seed=seed) for seed in range(count))])
+    runs = trained(table, settings, Detail()).runs
+    own, others = runs.iloc[0], runs.iloc[1:]
+    shares = {}
+    for outcome in OUTCOMES if count else ():
+        hits = int((others["outcome"] == outcome).sum())
+        shares[outcome] = Share(hits, count, *wilson(hits, count))
+    return Cure(
+        switch=" ".join(f"{key_of(field)}={show(value)}" for field, value in fields.items()),
+        link=link,
+        outcome=str(own["outcome"]),
+        first_nonfinite_step=optional(own["first_nonfinite_step"]),
+        solved_step=optional(own["solved_step"]),
+        prevents=_prevented(before, str(own["outcome"])),
+        shares=shares or None,
+    )
+
+
+def _prevented(before: str, after: str) -> str:
+    if after == "solved" != before:
+        return "failure"
+    if before == "nonfinite" != after:
+        return "NaN"
+    return "divergence" if (before, after) == ("diverged", "unsolved") else "nothing"
