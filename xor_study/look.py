@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from xor_study import figures, records, terminal
+from xor_study import records, terminal
 from xor_study.catalogue import StudyError
 from xor_study.shares import cells, compared, keys_of
 from xor_study.spec import KEYS
@@ -57,6 +57,8 @@ def show(folder: Path, *, figure: bool = False) -> None:
     known = [axis for axis in axes if axis in runs or axis == "activation"]
     keys = keys_of(runs, known)
     if figure:
+        from xor_study import figures  # matplotlib takes a third of a second, which sweeps that import this are spared
+
         found = cells(runs, keys)
         if len(found) > MOST_BARS:
             raise StudyError(f"{folder}: {len(found)} cells are too many for a figure (at most {MOST_BARS})")

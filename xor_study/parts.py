@@ -292,10 +292,13 @@ class Parts:
         makers: dict[str, int] = {}
         for name, summary in known.items():
             fresh = (summary.places >= 0) & (maker[np.maximum(summary.places, 0)] < 0)
-            part, to = self._again(name), summary.places[fresh]
+            part, to = self._again(name), _span(summary.places[fresh])
             whole = slice(None) if fresh.all() else fresh
             rows[to] = part.rows[whole]
-            losses[np.ix_(to, np.searchsorted(steps, part.steps))] = part.losses[whole]
+            if len(part.steps) == len(steps):
+                losses[to] = part.losses[whole]
+            else:
+                losses[np.ix_(summary.places[fresh], np.searchsorted(steps, part.steps))] = part.losses[whole]
             epoch_losses[to, : part.epoch_losses.shape[1]] = part.epoch_losses[whole]
             told = [json.dumps({"engine": engine, **part.made}) for engine in part.engines]
             codes = np.array([makers.setdefault(text, len(makers)) for text in told])
@@ -321,17 +324,22 @@ def _union(numbers: Iterator[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.unique(np.concatenate([np.zeros(0, np.int64), *distinct.values()]))
 
 
+def _span(places: NDArray[np.intp]) -> NDArray[np.intp] | slice:
+    """Return places that follow each other as a slice, which is read and written three times as fast."""
+    alike = len(places) > 0 and places[-1] - places[0] == len(places) - 1 and (np.diff(places) == 1).all()
+    return slice(int(places[0]), int(places[-1]) + 1) if alike else places
+
+
 def _columns(rows: NDArray[np.void], maker: NDArray[np.intp], makers: list[dict[str, str | None]]) -> pd.DataFrame:
     """Return rows as columns of `runs.csv`, with those of what made them."""
     columns: dict[str, Any] = {
-        "outcome": np.array(OUTCOMES, dtype=object)[rows["outcome"]],
+        "outcome": pd.Categorical.from_codes(rows["outcome"], categories=OUTCOMES),
         "accuracy": np.ascontiguousarray(rows["accuracy"]),
     }
     for name in STEPS:
         columns[name] = pd.arrays.IntegerArray(np.ascontiguousarray(rows[name]), rows[name] == 0)
     columns |= {name: np.ascontiguousarray(rows[name]) for name in NUMBERS}
-    table = pd.DataFrame(columns)
     for name in dict.fromkeys(name for made in makers for name in made):
-        values = [made.get(name) for made in makers]
-        table[name] = values[0] if len(set(values)) == 1 else np.array(values, dtype=object)[maker]
-    return table
+        codes, values = pd.factorize(np.array([made.get(name) for made in makers], dtype=object))
+        columns[name] = pd.Categorical.from_codes(codes[maker], categories=values)
+    return pd.DataFrame(columns, copy=False)

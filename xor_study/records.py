@@ -90,11 +90,9 @@ def write_table(path: Path, table: pd.DataFrame) -> Path:
     """
 
     def write(stream: IO[bytes]) -> None:
-        text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-        text.write(",".join(map(_quoted, table.columns)) + "\n")
+        stream.write((",".join(map(_quoted, table.columns)) + "\n").encode())
         for start in range(0, len(table), ROWS_AT_ONCE):
-            text.write("\n".join([*_lines(table.iloc[start : start + ROWS_AT_ONCE]), ""]))
-        text.detach()
+            stream.write("\n".join([*_lines(table.iloc[start : start + ROWS_AT_ONCE]), ""]).encode())
 
     def compress(stream: IO[bytes]) -> None:
         with gzip.GzipFile("", "wb", fileobj=stream, mtime=0) as packed:
@@ -123,19 +121,18 @@ def _lines(table: pd.DataFrame) -> Iterator[str]:
 def _texts(column: pd.Series[Any]) -> str | Iterable[str]:
     """Return a column as it is written: floats as short as they can be, None as nothing; one text if all are equal."""
     kind = column.dtype.kind if isinstance(column.dtype, np.dtype) else ""
-    if (
-        kind in ("i", "u", "f") and column.head(100).nunique(dropna=False) > 50
-    ):  # such as measures: no search for equal ones
+    unlike = column.head(100).nunique(dropna=False) > 50  # such as measures and identities: no search for equal ones
+    if unlike and kind in ("i", "u", "f"):
         return _numbers(column.to_numpy())
-    if column.dtype == object and column.head(100).is_unique:  # such as identities: no search for equal ones
-        return [_quoted(value) for value in column]
-    codes, distinct = pd.factorize(column, use_na_sentinel=False)
-    values = distinct.astype(object).tolist()
-    if kind == "f":
-        texts = _numbers(distinct.to_numpy())
+    if unlike and pd.api.types.infer_dtype(column, skipna=False) == "string":
+        values = column.tolist()
+        return values if "".join(values).isalnum() else map(_quoted, values)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        codes, distinct = column.cat.codes.to_numpy(), [*column.cat.categories, None]
     else:
-        texts = ["" if pd.isna(value) else _quoted(value) for value in values]
-    return texts[0] if len(texts) == 1 else list(np.array(texts, dtype=object)[codes])
+        codes, distinct = pd.factorize(column, use_na_sentinel=False)
+    texts = _numbers(distinct) if kind == "f" else ["" if pd.isna(value) else _quoted(value) for value in distinct]
+    return texts[codes[0]] if (codes == codes[0]).all() else np.array(texts, dtype=object)[codes].tolist()
 
 
 def _numbers(values: np.ndarray) -> list[str]:

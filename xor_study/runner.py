@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from xor_study import figures, records, terminal
+from xor_study import records, terminal
 from xor_study.batches import batches, estimate
 from xor_study.catalogue import StudyError
 from xor_study.data import CORNERS
@@ -32,6 +32,8 @@ def run_one(
     table: pd.DataFrame, engine: str, device: str, threads: int | None, folder: Path, log: str = "epochs"
 ) -> Result:
     """Train a single run and leave history, table, weights and pictures in `folder`."""
+    from xor_study import figures  # matplotlib takes a third of a second, which a sweep is spared
+
     folder.mkdir(parents=True, exist_ok=True)
     records.git_commit()  # asked now, while the files are those that were loaded
     with terminal.progress_bar(1) as follow, terminal.notes():

@@ -221,7 +221,7 @@ class Sweep:
             StudyError: if runs are missing, or if a sweep of other runs has taken the folder over.
         """
         merged = self.parts.merged()
-        runs = pd.concat([described(self.table, self.ids), merged.columns], axis=1)
+        runs = pd.concat([described(self.table, self.ids, categories=True), merged.columns], axis=1)
         with self._lock():
             if self._before() != self.planned.identity:
                 raise StudyError(f"{self.folder}: another sweep was begun here; its {records.RUNS} is not written over")

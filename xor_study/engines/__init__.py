@@ -130,9 +130,17 @@ class Measured:
     epoch_losses: NDArray[np.floating[Any]]
 
 
-def described(table: pd.DataFrame, ids: pd.Series[str]) -> pd.DataFrame:
-    """Return run_id and fields of a checked table's runs, named as on the command line."""
-    return pd.DataFrame({"run_id": ids} | {key_of(field): spec.plain(table[field]) for field in FIELDS})
+def described(table: pd.DataFrame, ids: pd.Series[str], *, categories: bool = False) -> pd.DataFrame:
+    """Return run_id and fields of a checked table's runs, named as on the command line.
+
+    Args:
+        table: checked.
+        ids: of `spec.run_ids`.
+        categories: leave columns of categories as they are, which takes a hundredth of the time and memory.
+    """
+    kept = {field: categories and isinstance(table[field].dtype, pd.CategoricalDtype) for field in FIELDS}
+    columns = {key_of(field): table[field] if kept[field] else spec.plain(table[field]) for field in FIELDS}
+    return pd.DataFrame({"run_id": ids} | columns, copy=False)
 
 
 def check_device(name: str) -> torch.device:
