@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from xor_study import StudyError
 from xor_study.figures import FIGURES
+from xor_study.problems import in_one_line
 from xor_study.reproduce import REFERENCE, draw, read_table
 
 
@@ -20,15 +19,12 @@ def main() -> None:
     for name in options.names:
         if name not in FIGURES:
             parser.error(f"unknown figure {name} (known: {', '.join(FIGURES)})")
-    try:
+    with in_one_line():
         for name in options.names or FIGURES:
             drawn = options.folder / "figures"
             drawn.mkdir(exist_ok=True)
             for path in draw(name, lambda table: read_table(options.folder, table), drawn):
                 print(path)
-    except (StudyError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

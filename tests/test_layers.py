@@ -12,6 +12,7 @@ PACKAGE = ROOT / "xor_study"
 
 ORDER = [
     "catalogue",
+    "problems",
     "files",
     "autopsy",
     "activations",

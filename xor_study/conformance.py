@@ -23,6 +23,7 @@ from xor_study.catalogue import StudyError, suggestion
 from xor_study.engines import ENGINES, Result, train
 from xor_study.losses import LOSSES
 from xor_study.outcome import running_mean
+from xor_study.problems import in_one_line
 from xor_study.spec import RunSpec
 
 
@@ -323,18 +324,15 @@ def main() -> None:
     options = parser.parse_args()
     if not options.versions and not options.files:
         parser.error("give a trace, or --versions")
-    if options.versions:
-        print(versions_table())
     failed = 0
-    try:
+    with in_one_line():
+        if options.versions:
+            print(versions_table())
         traces = [read_trace(path) for path in options.files]
         for trace in traces:
             for found in replay(trace, options.engine or ENGINES):
                 print(found, flush=True)
                 failed += bool(found.exceeded)
-    except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     sys.exit(1 if failed else 0)
 
 

@@ -6,7 +6,7 @@ Of runs that go to NaN the steps before that count, of runs that end solved all 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,16 +22,20 @@ from xor_study.spec import RunSpec, table_of
 from xor_study.statistics import wilson
 from xor_study.training import cohorts
 
-MONITORS = {
-    "gradient norm": "norm of the gradient before clipping",
-    "largest logit": "largest absolute logit of the four corners",
-    "loss above its start": "mean loss of the last 32 steps (or as many as there are) over the first loss",
-    "saturation": "share of corner logits beyond log 999 in these steps",
-}
-"""What is watched, by name."""
-
 WINDOW = 32
 """Steps that a mean is taken over."""
+
+MONITORS: dict[str, Callable[[Mapping[str, NDArray[np.float64]]], NDArray[np.float64]]] = {
+    "gradient norm": lambda history: history["grad_norm"],
+    "largest logit": lambda history: history["max_abs_logit"],
+    "loss above its start": lambda history: _recent(history["loss"]) / history["loss"][:, :1],
+    "saturation": lambda history: _recent(history["saturated"]) / len(CORNERS),
+}
+"""What is watched, by name: from what is noted of each step to values, both of shape (runs, steps).
+
+The gradient's norm before clipping; the largest absolute logit of the four corners; the mean loss of the last `WINDOW`
+steps over the first loss; the share of corners that were saturated in these steps.
+"""
 
 MOST_FALSE = 0.01
 """The share of false alarms that a threshold is chosen for."""
@@ -96,18 +100,9 @@ def _watched(runs: pd.DataFrame, engine: str) -> Iterator[pd.DataFrame]:
         rows = part.cohort.rows[part.members]
         assert part.recorded.history is not None
         history = {name: np.ascontiguousarray(values.T) for name, values in part.recorded.history.items()}
-        for name, values in _monitored(history).items():
-            yield _risen(values, onsets[rows]).assign(monitor=name, seed=table["seed"].to_numpy()[rows])
-
-
-def _monitored(history: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
-    """Return each monitor's values, shape (runs, steps)."""
-    return {
-        "gradient norm": history["grad_norm"],
-        "largest logit": history["max_abs_logit"],
-        "loss above its start": _recent(history["loss"]) / history["loss"][:, :1],
-        "saturation": _recent(history["saturated"]) / len(CORNERS),
-    }
+        for name, monitor in MONITORS.items():
+            risen = _risen(monitor(history), onsets[rows])
+            yield risen.assign(monitor=name, seed=table["seed"].to_numpy()[rows])
 
 
 def _recent(values: NDArray[np.float64]) -> NDArray[np.float64]:

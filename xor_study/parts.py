@@ -333,7 +333,7 @@ def _span(places: NDArray[np.intp]) -> NDArray[np.intp] | slice:
 def _columns(rows: NDArray[np.void], maker: NDArray[np.intp], makers: list[dict[str, str | None]]) -> pd.DataFrame:
     """Return rows as columns of `runs.csv`, with those of what made them."""
     columns: dict[str, Any] = {
-        "outcome": pd.Categorical.from_codes(rows["outcome"], categories=OUTCOMES),
+        "outcome": pd.Categorical.from_codes(rows["outcome"], categories=pd.Index(OUTCOMES)),
         "accuracy": np.ascontiguousarray(rows["accuracy"]),
     }
     for name in STEPS:
@@ -341,5 +341,5 @@ def _columns(rows: NDArray[np.void], maker: NDArray[np.intp], makers: list[dict[
     columns |= {name: np.ascontiguousarray(rows[name]) for name in NUMBERS}
     for name in dict.fromkeys(name for made in makers for name in made):
         codes, values = pd.factorize(np.array([made.get(name) for made in makers], dtype=object))
-        columns[name] = pd.Categorical.from_codes(codes[maker], categories=values)
+        columns[name] = pd.Categorical.from_codes(codes[maker], categories=pd.Index(values))
     return pd.DataFrame(columns, copy=False)

@@ -29,11 +29,11 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.catalogue import StudyError, show, suggestion
 from xor_study.engines import check_compilable, check_device, check_engine
+from xor_study.problems import one_line
 from xor_study.spec import DECLARED, FIELDS, GROUPS, KEYS, OWN, distinct_rows, key_of, plain, table_of
 
 CONFIG_NAME, VERSION_BASE = "config", "1.3"
@@ -604,14 +604,3 @@ def _strides(axes: Mapping[str, Sequence[Any]]) -> dict[str, int]:
         strides[key] = stride
         stride *= len(axes[key])
     return strides
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error says as one line: its first line and, for an error that is not ours, its cause's."""
-    if isinstance(error, OSError) and error.strerror is not None:
-        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
-    if isinstance(error, YAMLError):
-        return f"a configuration file is no YAML: {' '.join(str(error).split())}"
-    errors = [error] if isinstance(error, StudyError) else [error, error.__cause__]
-    lines = [str(e).strip().splitlines()[0].strip().rstrip(".") for e in errors if e is not None and str(e).strip()]
-    return "; ".join(dict.fromkeys(lines)) or type(error).__name__

@@ -90,7 +90,7 @@ def write_table(path: Path, table: pd.DataFrame) -> Path:
     """
 
     def write(stream: IO[bytes]) -> None:
-        stream.write((",".join(map(_quoted, table.columns)) + "\n").encode())
+        stream.write((",".join(map(_cell, table.columns)) + "\n").encode())
         for start in range(0, len(table), ROWS_AT_ONCE):
             stream.write("\n".join([*_lines(table.iloc[start : start + ROWS_AT_ONCE]), ""]).encode())
 
@@ -126,13 +126,16 @@ def _texts(column: pd.Series[Any]) -> str | Iterable[str]:
         return _numbers(column.to_numpy())
     if unlike and pd.api.types.infer_dtype(column, skipna=False) == "string":
         values = column.tolist()
-        return values if "".join(values).isalnum() else map(_quoted, values)
+        return values if "".join(values).isalnum() else map(_cell, values)
+    texts: list[str]
     if isinstance(column.dtype, pd.CategoricalDtype):
-        codes, distinct = column.cat.codes.to_numpy(), [*column.cat.categories, None]
+        codes, texts = column.cat.codes.to_numpy(), [*map(_cell, column.cat.categories), ""]
     else:
-        codes, distinct = pd.factorize(column, use_na_sentinel=False)
-    texts = _numbers(distinct) if kind == "f" else ["" if pd.isna(value) else _quoted(value) for value in distinct]
-    return texts[codes[0]] if (codes == codes[0]).all() else np.array(texts, dtype=object)[codes].tolist()
+        codes, found = pd.factorize(column, use_na_sentinel=False)
+        texts = _numbers(found.to_numpy()) if kind == "f" else [*map(_cell, found)]
+    if (codes == codes[0]).all():
+        return texts[int(codes[0])]
+    return [texts[code] for code in codes.tolist()]
 
 
 def _numbers(values: np.ndarray) -> list[str]:
@@ -143,8 +146,10 @@ def _numbers(values: np.ndarray) -> list[str]:
     return texts
 
 
-def _quoted(value: Any) -> str:
-    """Return a value as one cell of a CSV file (RFC 4180)."""
+def _cell(value: Any) -> str:
+    """Return a value as one cell of a CSV file (RFC 4180), a missing one as nothing."""
+    if pd.isna(value):
+        return ""
     text = repr(value) if isinstance(value, float) else str(value)
     if text.isalnum():
         return text

@@ -31,6 +31,7 @@ from xor_study.engines import FallbackWarning, check_engine, train_table
 from xor_study.engines.lanes import native
 from xor_study.files import write_atomically
 from xor_study.outcome import OUTCOMES, Detail
+from xor_study.problems import in_one_line
 from xor_study.spec import KEYS, RunSpec
 from xor_study.statistics import holm, two_samples
 
@@ -345,14 +346,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.check and options.out:
         parser.error("--check writes nothing: leave --out away")
-    try:
+    with in_one_line():
         sys.exit(_reproduce(options))
-    except (StudyError, OSError) as error:
-        print(f"error: {plan.one_line(error)}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
 
 
 def _reproduce(options: argparse.Namespace) -> int:

@@ -10,7 +10,6 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import hydra
 import pandas as pd
@@ -29,6 +28,7 @@ from yaml import YAMLError
 from xor_study import look, plan, records, runner
 from xor_study.catalogue import StudyError
 from xor_study.engines import check_device, check_engine
+from xor_study.problems import in_one_line
 from xor_study.spec import table_of
 
 SWEEPER = "xor_study"
@@ -38,7 +38,7 @@ SWEEPER = "xor_study"
 def main() -> None:
     """Run what the command line asks for; end with exit code 1 and one line if it can't be done."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # makes Hydra raise its errors instead of printing them
-    try:
+    with in_one_line(HydraException, OmegaConfBaseException, YAMLError):
         if sys.argv[1:2] and sys.argv[1] in look.COMMANDS:
             look.main(sys.argv[1:])
             return
@@ -50,11 +50,6 @@ def main() -> None:
         hydra.main(version_base=plan.VERSION_BASE, config_path=str(plan.CONFIG_DIR), config_name=plan.CONFIG_NAME)(
             _task
         )()
-    except (StudyError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
-        _fail(error)
-    except KeyboardInterrupt as interrupted:
-        print(interrupted if interrupted.args else "interrupted; no results were written", file=sys.stderr)
-        sys.exit(130)
 
 
 def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -66,11 +61,6 @@ def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error("--resolve goes with --cfg or --help")
     if arguments.experimental_rerun:
         parser.error("--experimental-rerun would run code from a pickle; give the overrides again instead")
-
-
-def _fail(error: Exception) -> NoReturn:
-    print(f"error: {plan.one_line(error)}", file=sys.stderr)
-    sys.exit(1)
 
 
 def _register() -> None:
@@ -131,7 +121,7 @@ def _task(config: DictConfig) -> float:
         The final loss, infinite for a run that did not stay finite: what a sweeper such as Optuna's minimizes.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    try:
+    with in_one_line():
         values = plan.values_of(config)
         engine, device, threads, log, shards, dry_run = (values.pop(name) for name in plan.SETTINGS)
         check_device(device)
@@ -143,8 +133,6 @@ def _task(config: DictConfig) -> float:
         table = table_of(pd.DataFrame([values], dtype=object))
         (folder / records.CONFIG).write_text(OmegaConf.to_yaml(config))
         run = runner.run_one(table, engine, device, threads, folder, log).runs.iloc[0]
-    except (StudyError, OSError) as error:
-        _fail(error)
     return math.inf if run["outcome"] == "nonfinite" else float(run["final_loss"])
 
 

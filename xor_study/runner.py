@@ -20,7 +20,8 @@ from xor_study.engines import FallbackWarning, Result, train_table
 from xor_study.files import write_atomically
 from xor_study.losses import LOSSES
 from xor_study.outcome import Detail
-from xor_study.plan import Plan, one_line
+from xor_study.plan import Plan
+from xor_study.problems import one_line
 from xor_study.spec import run_ids
 from xor_study.sweep import Sweep
 

@@ -17,6 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from xor_study import plan, records, runner
+from xor_study.problems import one_line
 from xor_study.sweep import Sweep
 
 
@@ -60,12 +61,12 @@ class XORStudySweeper(Sweeper):
         try:
             jobs = launcher.launch([["hydra.sweep.subdir=."]] * shards, initial_job_idx=0)
         except Exception as error:  # whatever a launcher raises for a lost job; the parts show what is missing
-            return [plan.one_line(error)]
+            return [one_line(error)]
         return [f"shard {at} of {shards}: {_problem(job)}" for at, job in enumerate(jobs) if _problem(job)]
 
 
 def _problem(job: JobReturn) -> str | None:
-    return None if job.status is JobStatus.COMPLETED else plan.one_line(job._return_value)
+    return None if job.status is JobStatus.COMPLETED else one_line(job._return_value)
 
 
 def _shard(

@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from xor_study.figures.style import BLUE, COLUMN, GREEN, GREY, ORANGE, OUTCOME_COLOURS, OUTCOME_HATCHES, STYLE
+from xor_study.figures.style import BLUE, COLUMN, GREEN, GREY, ORANGE, STYLE, outcome_bar, outcome_legend
 
 PLATEAU = -math.log(2e-7) / 2
 """Axon's clipped cross-entropy where every probability is 0: half of the targets are 1 and cost -log(2 eps) each."""
@@ -99,11 +98,7 @@ def _outcome_bars(axes: Axes, cells: pd.DataFrame) -> None:
         for label, switches in semantics:
             cell = _switched(cells, *switches)
             (row,) = cell[(cell["optimizer"] == optimizer) & (cell["lr"] == lr)].to_dict("records")
-            left = 0.0
-            for outcome, colour in OUTCOME_COLOURS.items():
-                hatch = OUTCOME_HATCHES[outcome]
-                axes.barh(place, row[outcome], 0.8, left, color=colour, hatch=hatch, edgecolor="black", linewidth=0.4)
-                left += row[outcome]
+            outcome_bar(axes, place, row)
             edge = 1 - row["nonfinite"]
             spread = [[row["nonfinite_high"] - row["nonfinite"]], [row["nonfinite"] - row["nonfinite_low"]]]
             axes.errorbar(edge, place, xerr=spread, color="black", capsize=2, linewidth=0.9)
@@ -112,15 +107,7 @@ def _outcome_bars(axes: Axes, cells: pd.DataFrame) -> None:
             place += 1
         place += 1.4
     axes.set(yticks=ticks, yticklabels=names, xlim=(0, 1), ylim=(place - 1.7, -1.6), xlabel="share of runs")
-    patches = [
-        Patch(facecolor=colour, hatch=OUTCOME_HATCHES[outcome], edgecolor="black", linewidth=0.4, label=label)
-        for (outcome, colour), label in zip(
-            OUTCOME_COLOURS.items(), ("solved", "unsolved", "diverged", "NaN"), strict=True
-        )
-    ]
-    axes.legend(
-        handles=patches, ncols=4, loc="upper center", bbox_to_anchor=(0.35, -0.16), columnspacing=1, handlelength=1.2
-    )
+    outcome_legend(axes, loc="upper center", bbox_to_anchor=(0.35, -0.16))
 
 
 def _last_steps(both: Sequence[Axes], anatomy: pd.DataFrame) -> None:

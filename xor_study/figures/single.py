@@ -8,10 +8,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from xor_study.figures.style import BLUE, COLUMN, ORANGE, OUTCOME_COLOURS, OUTCOME_HATCHES, OUTCOME_NAMES, STYLE
+from xor_study.figures.style import BLUE, COLUMN, ORANGE, STYLE, outcome_bar, outcome_legend
 from xor_study.statistics import wilson
 
 
@@ -97,11 +96,7 @@ def outcomes(cells: pd.DataFrame, keys: Sequence[str]) -> Figure:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(max(COLUMN, wide), 0.17 * len(cells) + 1.0))
         for place, row in enumerate(rows):
-            left = 0.0
-            for outcome, colour in OUTCOME_COLOURS.items():
-                share, hatch = row[outcome] / row["runs"], OUTCOME_HATCHES[outcome]
-                axes.barh(place, share, 0.8, left, color=colour, hatch=hatch, edgecolor="black", linewidth=0.4)
-                left += share
+            outcome_bar(axes, place, row, width=1 / row["runs"])
             solved = row["solved"] / row["runs"]
             low, high = wilson(row["solved"], row["runs"])
             axes.errorbar(
@@ -109,9 +104,5 @@ def outcomes(cells: pd.DataFrame, keys: Sequence[str]) -> Figure:
             )
         axes.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), xlabel="share of runs")
         axes.set_yticks(range(len(names)), names, fontsize=6.5)
-        handles = [
-            Patch(facecolor=colour, hatch=OUTCOME_HATCHES[name], edgecolor="black", lw=0.4, label=OUTCOME_NAMES[name])
-            for name, colour in OUTCOME_COLOURS.items()
-        ]
-        figure.legend(handles=handles, ncols=4, loc="outside lower center", columnspacing=1, handlelength=1.2)
+        outcome_legend(figure, loc="outside lower center")
     return figure

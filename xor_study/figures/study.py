@@ -21,11 +21,10 @@ from xor_study.figures.style import (
     GREEN,
     GREY,
     ORANGE,
-    OUTCOME_COLOURS,
-    OUTCOME_HATCHES,
-    OUTCOME_NAMES,
     PALETTE,
     STYLE,
+    outcome_bar,
+    outcome_legend,
 )
 from xor_study.mechanism import BROKEN
 
@@ -180,17 +179,7 @@ def heatmaps(cells: pd.DataFrame) -> Figure:
             _shares(ax, table, key)
             ax.set_title(f"{title} ({_runs(table)})", loc="left", x=-0.4, fontsize=8.5)
         axes[-1].set_xlabel("learning rate")
-        handles = [
-            Patch(
-                facecolor=colour,
-                hatch=OUTCOME_HATCHES[outcome],
-                edgecolor="black",
-                lw=0.4,
-                label=OUTCOME_NAMES[outcome],
-            )
-            for outcome, colour in OUTCOME_COLOURS.items()
-        ]
-        figure.legend(handles=handles, ncols=4, loc="outside lower center", columnspacing=1, handlelength=1.2)
+        outcome_legend(figure, loc="outside lower center")
     return figure
 
 
@@ -202,12 +191,7 @@ def _shares(axes: Axes, table: pd.DataFrame, key: str) -> None:
     """Draw the shares of all outcomes of each cell as a stacked bar, rates from left to right, `key` downwards."""
     rates, names = sorted(table["lr"].unique()), list(dict.fromkeys(table[key]))
     for row in table.to_dict("records"):
-        left, y = float(rates.index(row["lr"])), names.index(row[key])
-        for outcome, colour in OUTCOME_COLOURS.items():
-            hatch = OUTCOME_HATCHES[outcome]
-            width = 0.92 * row[outcome]
-            axes.barh(y, width, 0.8, left, color=colour, hatch=hatch, edgecolor="black", linewidth=0.3, align="center")
-            left += width
+        outcome_bar(axes, names.index(row[key]), row, float(rates.index(row["lr"])), 0.92)
     short = [name.replace("binary_cross_entropy", "bce") for name in names]
     axes.set(yticks=range(len(names)), yticklabels=short, xlim=(-0.08, len(rates)), ylim=(len(names) - 0.5, -0.5))
     axes.set(xticks=[place + 0.46 for place in range(len(rates))], xticklabels=[f"{rate:g}" for rate in rates])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import matplotlib
 matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 COLUMN = 3.4
 """Width of a paper's column in inches."""
@@ -34,6 +36,25 @@ STYLE: Any = {
 OUTCOME_COLOURS = {"solved": "#009e73", "unsolved": "#f0e442", "diverged": "#e69f00", "nonfinite": "#d55e00"}
 OUTCOME_NAMES = {"solved": "solved", "unsolved": "unsolved", "diverged": "diverged", "nonfinite": "NaN"}
 OUTCOME_HATCHES = {"solved": "", "unsolved": "...", "diverged": "///", "nonfinite": "xxx"}
+
+
+def outcome_bar(axes: Axes, y: float, shares: Mapping[Any, float], left: float = 0.0, width: float = 1.0) -> None:
+    """Draw the shares of all outcomes side by side, as one bar from `left` on."""
+    for outcome, colour in OUTCOME_COLOURS.items():
+        part, hatch = width * shares[outcome], OUTCOME_HATCHES[outcome]
+        axes.barh(y, part, 0.8, left, color=colour, hatch=hatch, edgecolor="black", linewidth=0.4)
+        left += part
+
+
+def outcome_legend(owner: Figure | Axes, **where: Any) -> None:
+    """Say which colour and hatch is which outcome."""
+    handles = [
+        Patch(
+            facecolor=colour, hatch=OUTCOME_HATCHES[name], edgecolor="black", linewidth=0.4, label=OUTCOME_NAMES[name]
+        )
+        for name, colour in OUTCOME_COLOURS.items()
+    ]
+    owner.legend(handles=handles, ncols=4, columnspacing=1, handlelength=1.2, **where)
 
 
 def save(figure: Figure, stem: Path, suffixes: Sequence[str] = (".png", ".pdf")) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from xor_study import figures, plan, terminal
 from xor_study.catalogue import StudyError, show
 from xor_study.postmortem.replay import Settings
 from xor_study.postmortem.story import Postmortem, examine
+from xor_study.problems import in_one_line
 from xor_study.spec import RunSpec, key_of, plain
 
 KINDS = (".png", ".pdf")
@@ -32,15 +32,9 @@ def main() -> None:
         "--seeds", type=int, metavar="N", help="seeds of each switch (default: 100, where they can be compiled; else 0)"
     )
     options = parser.parse_args()
-    try:
+    with in_one_line():
         story = _examined(options)
-    except (StudyError, OSError) as error:
-        print(f"error: {plan.one_line(error)}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
-    print(json.dumps(story.as_dict(), indent=2, allow_nan=False) if options.json else story.text)
+        print(json.dumps(story.as_dict(), indent=2, allow_nan=False) if options.json else story.text)
 
 
 def _examined(options: argparse.Namespace) -> Postmortem:

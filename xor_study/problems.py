@@ -1,0 +1,44 @@
+"""How a command ends that can't do what it is asked: one line on standard error, no traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from yaml import YAMLError
+
+from xor_study.catalogue import StudyError
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says as one line: its first line and, for an error that is not ours, its cause's."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    if isinstance(error, YAMLError):
+        return f"a configuration file is no YAML: {' '.join(str(error).split())}"
+    errors = [error] if isinstance(error, StudyError) else [error, error.__cause__]
+    lines = [str(e).strip().splitlines()[0].strip().rstrip(".") for e in errors if e is not None and str(e).strip()]
+    return "; ".join(dict.fromkeys(lines)) or type(error).__name__
+
+
+@contextmanager
+def in_one_line(*expected: type[Exception]) -> Iterator[None]:
+    """End the process with one line if what is done within can't be done.
+
+    The exit code is 1 after a StudyError, an OSError or one of those expected, 130 after an interruption, and 141, as
+    of a process that the signal ends, if nobody reads the output any more.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(141)
+    except (StudyError, OSError, *expected) as error:  # type: ignore[misc]  # mypy can't read the unpacked types
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt as interrupted:
+        print(interrupted if interrupted.args else "interrupted; no results were written", file=sys.stderr)
+        sys.exit(130)
