@@ -7,7 +7,7 @@ from pathlib import Path
 
 from xor_study.figures import FIGURES
 from xor_study.problems import in_one_line
-from xor_study.reproduce import REFERENCE, draw, read_table
+from xor_study.reproduce import REFERENCE, draw
 
 
 def main() -> None:
@@ -21,10 +21,7 @@ def main() -> None:
             parser.error(f"unknown figure {name} (known: {', '.join(FIGURES)})")
     with in_one_line():
         for name in options.names or FIGURES:
-            drawn = options.folder / "figures"
-            drawn.mkdir(exist_ok=True)
-            for path in draw(name, lambda table: read_table(options.folder, table), drawn):
-                print(path)
+            print(*draw(options.folder, name), sep="\n")
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def test_what_decides_bits_is_told() -> None:
 def test_figures_have_the_same_bits_for_the_same_tables(name: str, tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        reproduce.draw(name, lambda table: read_table(REFERENCE, table), tmp_path / folder)
+        reproduce.draw(REFERENCE, name, tmp_path / folder)
     for kind in ("png", "pdf"):
         drawn = (tmp_path / "one" / f"{name}.{kind}").read_bytes()
         assert drawn == (tmp_path / "two" / f"{name}.{kind}").read_bytes()
@@ -163,7 +163,7 @@ def test_the_reference_is_small_and_complete() -> None:
     [
         (["--reference", "nowhere"], 1, "error: nowhere/provenance.json: No such file or directory"),
         (["--check", "--out", "x"], 2, "--check writes nothing: leave --out away"),
-        (["--threads", "0"], 1, "error: threads=0: must be a whole number in [1, "),
+        (["--jobs", "0"], 1, "error: --jobs=0: must be a whole number in [1, 64]"),
         (["--out", "mine"], 1, "error: --out=mine: holds something that is no reproduction"),
         (["--wrong"], 2, "unrecognized arguments: --wrong"),
     ],

@@ -6,7 +6,7 @@ Of runs that go to NaN the steps before that count, of runs that end solved all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ from xor_study.cells import QUARTILES, Study
 from xor_study.data import CORNERS
 from xor_study.engines import ENGINES
 from xor_study.outcome import Detail
-from xor_study.spec import RunSpec, table_of
+from xor_study.spec import HALF, KEYS, table_of
 from xor_study.statistics import wilson
-from xor_study.training import cohorts
+from xor_study.training import cohorts, places
 
 WINDOW = 32
 """Steps that a mean is taken over."""
@@ -70,39 +70,53 @@ SEEDS = {"mechanism": 100, "loss": 10, "precision": 10}
 """How many seeds of each cell are trained again."""
 
 
-def alarms(study: Study, seeds: Mapping[str, int] = SEEDS) -> pd.DataFrame:
+def alarms(
+    study: Study, seeds: Mapping[str, int] = SEEDS, each: Callable[..., Iterable[pd.DataFrame]] = map
+) -> pd.DataFrame:
     """Return how high each monitor rose in each run, and when it first stood how high.
 
     Reads the runs of the first seeds of each cell of `studies` that go to NaN after the first step or end solved, and
     trains them again with all that is noted of every step.
 
+    Args:
+        study: whose runs are watched.
+        seeds: how many of each cell, by study.
+        each: as `map`; one of a pool of processes works side by side.
+
     Returns:
         Columns study, seed, failing, onset (0 in sound runs), monitor, highest (before the onset), and rose: the steps
         at which the monitor first stood above each of `THRESHOLDS`, 0 for never.
     """
-    tables = []
+    chosen = []
     for name, cells in studies(study).items():
         runs = study.pooled(cells)
         failing = (runs["first_nonfinite_step"] > 1).fillna(False)
         runs = runs[(runs["seed"] < seeds[name]) & (failing | (runs["outcome"] == "solved"))]
-        for half in (True, False):
-            chosen = runs[runs["dtype"].isin(("bfloat16", "float16")) == half]
-            if len(chosen):
-                tables += [found.assign(study=name) for found in _watched(chosen, "vmap" if half else "lanes")]
-    return pd.concat(tables, ignore_index=True)
+        chosen.append(runs.assign(study=name))
+    watched = pd.concat(chosen)
+    table = table_of(watched[list(KEYS)])
+    onsets = watched["first_nonfinite_step"].fillna(0).to_numpy(np.int64)
+    members = sorted(places(table), key=lambda rows: table["dtype"].iloc[rows[0]] not in HALF)  # those take longest
+    found = each(_watched, (table.iloc[rows] for rows in members), (onsets[rows] for rows in members))
+    tables = [part.assign(row=rows[part["row"]]) for part, rows in zip(found, members, strict=True)]
+    result = pd.concat(tables).sort_values("row", kind="stable")
+    told = {name: watched[name].to_numpy()[result["row"]] for name in ("study", "seed")}
+    return result.assign(**told).drop(columns="row").reset_index(drop=True)
 
 
-def _watched(runs: pd.DataFrame, engine: str) -> Iterator[pd.DataFrame]:
-    """Train runs of any kinds again and yield what the monitors saw, a few runs at a time."""
-    table = table_of([RunSpec.from_row(row) for _, row in runs.iterrows()])
-    onsets = runs["first_nonfinite_step"].fillna(0).to_numpy(np.int64)
-    for part in ENGINES[engine](list(cohorts(table)), Detail(every_step=True), lambda steps: None):
-        rows = part.cohort.rows[part.members]
+def _watched(table: pd.DataFrame, onsets: NDArray[np.int64]) -> pd.DataFrame:
+    """Train runs that share a program and return what the monitors saw; `row` is a run's place in the table."""
+    (cohort,) = cohorts(table.reset_index(drop=True))
+    train = ENGINES["vmap" if table["dtype"].iloc[0] in HALF else "lanes"]
+    tables = []
+    for part in train([cohort], Detail(every_step=True), lambda steps: None):
+        rows = np.arange(len(table))[part.members]
         assert part.recorded.history is not None
         history = {name: np.ascontiguousarray(values.T) for name, values in part.recorded.history.items()}
         for name, monitor in MONITORS.items():
             risen = _risen(monitor(history), onsets[rows])
-            yield risen.assign(monitor=name, seed=table["seed"].to_numpy()[rows])
+            tables.append(risen.assign(row=rows, monitor=name))
+    return pd.concat(tables)
 
 
 def _recent(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -9,13 +9,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,13 +32,14 @@ import torch
 from xor_study import claims, conformance, figures, mechanism, monitors, plan, probes, records, report, terminal
 from xor_study.catalogue import StudyError
 from xor_study.cells import CELL, Study, curves, examples, seeds_of_each_cell
-from xor_study.engines import FallbackWarning, check_engine, train_table
-from xor_study.engines.lanes import native
+from xor_study.engines import FallbackWarning, Progress, train_table
+from xor_study.engines.lanes import cores, native
 from xor_study.files import write_atomically
 from xor_study.outcome import OUTCOMES, Detail
 from xor_study.problems import in_one_line
-from xor_study.spec import KEYS, RunSpec
+from xor_study.spec import HALF, KEYS, RunSpec
 from xor_study.statistics import holm, two_samples
+from xor_study.training import places
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 REFERENCE = CHECKOUT / "results/reference"
@@ -52,6 +58,8 @@ MADE_BY = ("run_id", "engine", "device", "torch_version", "package_version", "gi
 
 SIGNIFICANT = 0.01
 MOST_LINES = 30
+JOBS, MOST_JOBS = 8, 64
+"""Processes unless told, on a machine with so many cores, and at most: each takes some 400 MB."""
 
 
 def table_path(folder: Path, name: str) -> Path:
@@ -74,35 +82,76 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
         raise StudyError(f"{path}: can't be read ({getattr(error, 'strerror', None) or error})") from error
 
 
-def draw(name: str, tables: Callable[[str], pd.DataFrame], folder: Path) -> list[Path]:
-    """Draw one figure from the tables that it takes, and return its files."""
+def draw(folder: Path, name: str, into: Path | None = None) -> list[Path]:
+    """Draw one figure from the tables in a folder, into its own folder `figures` unless told, and return its files."""
     function, needed = figures.FIGURES[name]
-    return figures.save(function(*(tables(table) for table in needed)), folder / name)
+    drawn = into or folder / "figures"
+    drawn.mkdir(exist_ok=True)
+    return figures.save(function(*(read_table(folder, table) for table in needed)), drawn / name)
 
 
-def trained(quick: bool, threads: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+Each = Callable[..., Iterable[Any]]
+"""As `map`; that of a pool of processes makes the results side by side."""
+
+
+@contextmanager
+def processes(jobs: int) -> Iterator[Each]:
+    """Provide a `map` that works in so many processes, or in this one."""
+    if jobs == 1:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_process) as pool:
+        for _ in range(jobs):
+            pool.submit(int)  # they start now, beside what is done before they are needed
+        yield pool.map
+
+
+def _begin_process() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupted process ends without a traceback
+    torch.set_num_threads(1)
+
+
+def trained(quick: bool, each: Each = map) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train the whole study, or of each cell the first tenth of its seeds; return its runs and recorded losses."""
     table = plan.study_table([STUDY])
     if quick:
         cells = table.groupby([key for key in table if key != "seed"], sort=False, dropna=False, observed=True)
         table = table[table["seed"] < cells["seed"].transform("size") // 10].reset_index(drop=True)
-    with terminal.progress_bar(len(table)) as follow, warnings.catch_warnings():
+    steps = (table["epochs"] * table["iterations"]).to_numpy()
+    # Half precisions first: no machine code is made for them, so they take longest.
+    members = sorted(places(table), key=lambda rows: table["dtype"].iloc[rows[0]] not in HALF)
+    progress, found = Progress(len(table), int(steps.sum())), []
+    with terminal.progress_bar(len(table)) as follow:
+        for rows, result in zip(members, each(_trained, (table.iloc[rows] for rows in members)), strict=True):
+            found.append(result)
+            progress.steps_done += int(steps[rows].sum())
+            progress.finished(result[0])
+            follow(progress)
+    order = np.argsort(np.concatenate(members))
+    runs, losses = (pd.concat(tables).iloc[order] for tables in zip(*found, strict=True))
+    return runs.reset_index(drop=True).assign(**records.provenance()), losses
+
+
+def _trained(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)  # the half precisions of study=precision, as expected
-        result = train_table(table, Detail(), threads=threads, progress=follow)
-    return records.runs_table(result), result.losses
+        result = train_table(table.reset_index(drop=True), Detail(), threads=1)
+    return result.runs, result.losses
 
 
-def tables_of(runs: pd.DataFrame, losses: pd.DataFrame, quick: bool) -> dict[str, pd.DataFrame]:
+def tables_of(runs: pd.DataFrame, losses: pd.DataFrame, quick: bool, each: Each = map) -> dict[str, pd.DataFrame]:
     """Return all tables of a reproduction by name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)
-        return _tables(Study(runs), losses, 10 if quick else 100)
+        return _tables(Study(runs), losses, 10 if quick else 100, each)
 
 
-def _tables(study: Study, losses: pd.DataFrame, seeds: int) -> dict[str, pd.DataFrame]:
+def _tables(study: Study, losses: pd.DataFrame, seeds: int, each: Each) -> dict[str, pd.DataFrame]:
     broken = _mechanism_runs(study)
     typical = mechanism.typical_run(broken)
-    watched = monitors.alarms(study, {name: max(4, size * seeds // 100) for name, size in monitors.SEEDS.items()})
+    watched_seeds = {name: max(4, size * seeds // 100) for name, size in monitors.SEEDS.items()}
+    watched = monitors.alarms(study, watched_seeds, each)
     evidence = {
         "importance": probes.importance(study),
         "monitors": monitors.summary(watched),
@@ -167,15 +216,12 @@ def environment() -> dict[str, str]:
     }
 
 
-def write(folder: Path, tables: Mapping[str, pd.DataFrame], command: str, seconds: float) -> None:
+def write(folder: Path, tables: Mapping[str, pd.DataFrame], command: str, seconds: float, each: Each = map) -> None:
     """Write all of a reproduction into a folder: tables, figures, page, and last where it comes from."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         records.write_table(table_path(folder, name), table)
-    drawn = folder / "figures"
-    drawn.mkdir(exist_ok=True)
-    for name in figures.FIGURES:
-        draw(name, lambda table: read_table(folder, table), drawn)
+    list(each(partial(draw, folder), figures.FIGURES))
     record: dict[str, Any] = {
         "command": command,
         "study": STUDY,
@@ -342,7 +388,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if anything differs")
     parser.add_argument("--out", type=Path, help="where the reproduction goes (default: results/runs/reproduction)")
     parser.add_argument("--reference", type=Path, default=REFERENCE, help="what it is held against")
-    parser.add_argument("--threads", type=int, help="threads of the engine lanes (default: one for each core)")
+    parser.add_argument("--jobs", type=int, help=f"processes to work in (default: one for each core, at most {JOBS})")
     options = parser.parse_args()
     if options.check and options.out:
         parser.error("--check writes nothing: leave --out away")
@@ -357,15 +403,19 @@ def _reproduce(options: argparse.Namespace) -> int:
     if not becomes_reference:
         read_provenance(options.reference)  # before minutes are spent
     axon_losses(AXON)
-    check_engine("auto", "cpu", options.threads)
+    jobs = min(cores(), JOBS) if options.jobs is None else options.jobs
+    if not 1 <= jobs <= MOST_JOBS:
+        raise StudyError(f"--jobs={jobs}: must be a whole number in [1, {MOST_JOBS}]")
     if not options.check:
         _check_out(folder)
-    runs, losses = trained(options.quick, options.threads)
-    tables = tables_of(runs, losses, options.quick)
-    exact, differ = (False, None) if becomes_reference else differences(options.reference, tables, options.quick)
-    if not options.check:
-        arguments = " ".join(["--quick"] * options.quick + ([f"--out {options.out}"] if options.out else []))
-        _replace(folder, tables, f"python -m xor_study.reproduce {arguments}".strip(), time.perf_counter() - start)
+    with processes(jobs) as each:
+        runs, losses = trained(options.quick, each)
+        tables = tables_of(runs, losses, options.quick, each)
+        exact, differ = (False, None) if becomes_reference else differences(options.reference, tables, options.quick)
+        if not options.check:
+            arguments = " ".join(["--quick"] * options.quick + ([f"--out {options.out}"] if options.out else []))
+            command = f"python -m xor_study.reproduce {arguments}".strip()
+            _replace(folder, tables, command, time.perf_counter() - start, each)
     terminal.show_claims(tables["claims"])
     print(f"{len(runs):,} runs in {len(tables['cells']):,} cells, {time.perf_counter() - start:.0f} s")
     if differ is None:
@@ -388,12 +438,12 @@ def _check_out(folder: Path) -> None:
         raise StudyError(f"--out={folder}: holds something that is no reproduction; choose another folder")
 
 
-def _replace(folder: Path, tables: Mapping[str, pd.DataFrame], command: str, seconds: float) -> None:
+def _replace(folder: Path, tables: Mapping[str, pd.DataFrame], command: str, seconds: float, each: Each) -> None:
     """Write a reproduction beside its place first, so that it stands there whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
         fresh, old = Path(name) / "new", Path(name) / "old"
-        write(fresh, tables, command, seconds)
+        write(fresh, tables, command, seconds, each)
         if folder.exists():
             folder.replace(old)
         fresh.replace(folder)

@@ -46,6 +46,9 @@ LARGEST = {"float64": float(np.finfo(np.float64).max), "float32": float(np.finfo
 LARGEST |= {"bfloat16": (2 - 2**-7) * 2.0**127, "float16": float(np.finfo(np.float16).max)}
 """The largest finite number of each precision that a run can have."""
 
+HALF = ("bfloat16", "float16")
+"""Precisions that no machine code is made for."""
+
 MOST_STEPS = 10**8
 
 
