@@ -26,6 +26,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, QuotedString, RangeSweep
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
@@ -59,6 +60,9 @@ NAMED: dict[str, Collection[str]] = {"activation.hidden": HIDDEN_ACTIVATIONS, "a
 
 STUDY = "study"
 """The config group of named grids, for sweeps only."""
+
+PROVIDER = "xor_study"
+"""Of the choices that are made of the catalogues, to Hydra."""
 
 _HERE = Path(__file__).resolve().parent
 CONFIG_DIR = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
@@ -124,13 +128,13 @@ def register() -> None:
     for group, catalogue in GROUPS.items():
         for name in catalogue:
             parameters = {key: found.default for key, found in catalogue.parameters(name).items()}
-            store.store(group=group, name=name, node={"name": name, **parameters}, provider="xor_study")
+            store.store(group=group, name=name, node={"name": name, **parameters}, provider=PROVIDER)
         for name, preset in catalogue.presets.items():
             node = {"name": preset.name, **preset.parameters}
-            store.store(group=group, name=name, node=node, provider="xor_study")
+            store.store(group=group, name=name, node=node, provider=PROVIDER)
     for hidden, output in itertools.product(HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS):
         node = {"hidden": hidden, "output": output}
-        store.store(group="activation", name=f"{hidden}_{output}", node=node, provider="xor_study")
+        store.store(group="activation", name=f"{hidden}_{output}", node=node, provider=PROVIDER)
 
 
 def values_of(config: DictConfig) -> dict[str, Any]:
@@ -322,14 +326,13 @@ def _grids(override: Override, loader: ConfigLoader, config_name: str, sweep: bo
     """Return the overrides that each grid of the named studies consists of."""
     if not sweep:
         raise StudyError(f"{show(override.input_line)}: a study is many runs; add -m (--multirun)")
-    names = _axis(override, allowed=True) if override.is_sweep_override() else [_plain(override.value())]
-    return [grid for name in names for grid in _grids_of_file(name, loader, config_name)]
+    return [grid for name in _axis(override, allowed=True) for grid in _grids_of_file(name, loader, config_name)]
 
 
 def _grids_of_file(name: str, loader: ConfigLoader, config_name: str, within: tuple[str, ...] = ()) -> list[list[str]]:
     """Return the grids of a study file, or of the studies that it lists."""
     _check_choice(STUDY, name, loader)
-    found = OmegaConf.to_container(_compose(loader, config_name, [f"{STUDY}={name}"], {})[STUDY])
+    found = OmegaConf.to_container(_read(loader, f"{STUDY}/{name}").config)
     given = found if isinstance(found, dict) and len(found) == 1 else {}
     grids, studies = given.get("grids"), given.get("studies")
     if isinstance(grids, list) and grids and all(isinstance(grid, dict) for grid in grids):
@@ -358,8 +361,9 @@ def _line(grid: Mapping[str, Any]) -> list[str]:
 def _grid(loader: ConfigLoader, overrides: Sequence[str], sweep: bool, config_name: str) -> Plan:
     """Return the plan of one grid, with its duplicates."""
     parsed = parse(overrides, loader)
-    fixed = [override.input_line or "" for override in parsed if not override.is_sweep_override()]
-    axes = {override.key_or_group: _axis(override, sweep) for override in parsed if override.is_sweep_override()}
+    laid = [override for override in parsed if override.is_sweep_override() or _is_data(override)]
+    fixed = [override.input_line or "" for override in parsed if override not in laid]
+    axes = {override.key_or_group: _axis(override, sweep) for override in laid}
     check_choices(parsed, loader)
     for key, given in axes.items():
         for value in given:
@@ -394,8 +398,17 @@ def _grid(loader: ConfigLoader, overrides: Sequence[str], sweep: bool, config_na
     return Plan(table, varied, **settings, duplicates=0)
 
 
+def _is_data(override: Override) -> bool:
+    """Return whether an override is a value that can be laid over any composition, as an axis of one."""
+    key, value = override.key_or_group, _plain(override.value())
+    own = key in CHOICES or (key in KEYS and "." not in key)
+    return own and isinstance(value, str | int | float | None) and "${" not in str(value)
+
+
 def _axis(override: Override, allowed: bool) -> list[Any]:
-    """Return the values of a sweep, in the order given."""
+    """Return the values of a sweep in the order given, or the only one."""
+    if not override.is_sweep_override():
+        return [_plain(override.value())]
     key, text = override.key_or_group, override.input_line or ""
     if not allowed:
         raise StudyError(f"{show(text)}: several values; add -m (--multirun) to run them all")
@@ -457,8 +470,8 @@ def _composed(
     Composing takes long, so a choice that brings nothing but its own group's node is composed only once, whatever it
     is combined with.
     """
-    first = {key: choices[0] for key, choices in axes.items()}
-    base = _without_hydra(_compose(loader, config_name, fixed, first))
+    first = tuple((key, choices[0]) for key, choices in axes.items()) if fixed else ()
+    base, _ = _base(loader, config_name, tuple(fixed), first)
     nodes: dict[tuple[str, str], Any] = {}
     for key, choices in axes.items():
         own = tuple(line for line in fixed if line.lstrip("+").startswith(f"{key}."))
@@ -482,13 +495,28 @@ def _composed(
 @lru_cache(maxsize=1024)
 def _node(loader: ConfigLoader, config_name: str, fixed: tuple[str, ...], key: str, choice: str) -> Any:
     """Return what a choice brings, with what is fixed in it; None if it changes anything outside its group."""
+    default, choices = _base(loader, config_name)
+    own, usual = (_read(loader, f"{key}/{name}") for name in (choice, choices[key]))
+    if not fixed and own.provider == usual.provider == PROVIDER and default[key] == usual.config:
+        return own.config
     alone = _without_hydra(_compose(loader, config_name, fixed, {key: choice}))
-    return alone._get_node(key) if _others(alone, key) == _other_defaults(loader, config_name, key) else None
+    return alone._get_node(key) if _others(alone, key) == _others(default, key) else None
 
 
 @lru_cache(maxsize=64)
-def _other_defaults(loader: ConfigLoader, config_name: str, key: str) -> Any:
-    return _others(_without_hydra(_compose(loader, config_name, [], {})), key)
+def _base(
+    loader: ConfigLoader, config_name: str, fixed: tuple[str, ...] = (), chosen: tuple[tuple[str, str], ...] = ()
+) -> tuple[DictConfig, Mapping[str, str]]:
+    """Return a configuration without Hydra's own part, and the choice of each group."""
+    config = _compose(loader, config_name, fixed, dict(chosen))
+    return _without_hydra(config), config.hydra.runtime.choices
+
+
+@lru_cache(maxsize=256)
+def _read(loader: ConfigLoader, path: str) -> ConfigResult:
+    """Return a configuration file, or what stands for one, as Hydra would find it."""
+    source = next(source for source in loader.get_sources() if source.is_config(path))
+    return source.load_config(path)
 
 
 @lru_cache(maxsize=64)
