@@ -1,6 +1,6 @@
 """From `training.step` to a program on scalars.
 
-`make_fx` writes down which ATen operations a step is made of: forward, loss, gradient, clipping, optimizer and what is
+A dispatch mode sees which ATen operations a step is made of: forward, loss, gradient, clipping, optimizer and what is
 recorded. Here each tensor becomes an array of statements and each operation acts on its entries, so no loss or
 optimizer is written a second time. Views share their entries as torch's do.
 """
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from xor_study.data import CORNERS
 from xor_study.engines.lanes.llvm import NotCompilable
@@ -39,33 +40,55 @@ def trace(function: Callable[..., Mapping[str, torch.Tensor]], arguments: Mappin
     Raises:
         NotCompilable: if it uses a type or an operation that is not known here.
     """
-    names: list[str] = []
-
-    def flat(*tensors: torch.Tensor) -> list[torch.Tensor]:
-        results = function(dict(zip(arguments, tensors, strict=True)))
-        names.extend(results)
-        return list(results.values())
-
-    graph = make_fx(flat)(*arguments.values())
-    graph.graph.eliminate_dead_code()
+    inputs = {name: tensor.clone() for name, tensor in arguments.items()}
+    with _Recorder() as recorder:
+        results = function(inputs)
     writer = _Writer()
-    inputs = iter(arguments.items())
-    values: dict[torch.fx.Node, Any] = {}
+    known = {id(tensor): writer.inputs(name, tensor) for name, tensor in inputs.items()}
 
-    def known(argument: Any) -> Any:
-        return torch.fx.node.map_arg(argument, lambda node: values[node])
+    def numbers(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        if id(value) not in known:  # no operation has made it
+            known[id(value)] = writer.constants(value)
+        return known[id(value)]
 
-    for node in graph.graph.nodes:
-        if node.op == "placeholder":
-            name, tensor = next(inputs)
-            values[node] = writer.inputs(name, tensor)
-        elif node.op == "get_attr":
-            values[node] = writer.constants(getattr(graph, node.target))
-        elif node.op == "output":
-            outputs = known(node.args[0])
-        else:
-            values[node] = writer.operation(node.target, known(node.args), known(dict(node.kwargs)))
-    return writer.finish(dict(zip(names[: len(outputs)], outputs, strict=True)))
+    for made in recorder.needed(results.values()):
+        written = writer.operation(made.target, *tree_map(numbers, (made.arguments, made.keywords)))
+        for tensor, entries in zip(tree_leaves(made.result), tree_leaves(written), strict=True):
+            known[id(tensor)] = entries
+    return writer.finish({name: numbers(tensor) for name, tensor in results.items()})
+
+
+class _Made(NamedTuple):
+    """An operation that was made."""
+
+    target: torch._ops.OpOverload[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    result: Any
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes the operations that are made, beneath autograd and the transforms of torch.func; keeps their tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.made: list[_Made] = []
+
+    def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = target(*args, **(kwargs or {}))
+        self.made.append(_Made(target, args, kwargs or {}, result))
+        return result
+
+    def needed(self, results: Iterable[torch.Tensor]) -> list[_Made]:
+        """Return the operations that some results depend on, in the order in which they were made."""
+        wanted, kept = {id(tensor) for tensor in results}, []
+        for made in reversed(self.made):
+            if made.target._schema.is_mutable or any(id(tensor) in wanted for tensor in tree_leaves(made.result)):
+                wanted |= {id(value) for value in tree_leaves((made.arguments, made.keywords))}
+                kept.append(made)
+        return kept[::-1]
 
 
 def _type(dtype: torch.dtype) -> str:
@@ -98,10 +121,10 @@ class _Writer:
         flat = {f"{name}.{i}": int(v) for name, array in outputs.items() for i, v in enumerate(np.ravel(array))}
         return self.builder.finish(flat)
 
-    def operation(self, target: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    def operation(
+        self, target: torch._ops.OpOverload[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> Any:
         """Return what an operation gives; one that ends in an underscore writes it over its first argument."""
-        if not isinstance(target, torch._ops.OpOverload):  # operator.getitem
-            return target(*arguments)
         name = target.overloadpacket.__name__
         in_place = name.endswith("_") and not name.startswith("_")
         base = name.removesuffix("_") if in_place else name
@@ -429,7 +452,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "detach": lambda _, tensor: tensor,
     "alias": lambda _, tensor: tensor,
     "clone": lambda _, tensor, **__: tensor.copy(),
-    "lift_fresh_copy": lambda _, tensor: tensor.copy(),
+    "lift_fresh": lambda _, tensor: tensor,
     "_to_copy": _converted,
     "ones_like": _of_one_value(1),
     "zeros_like": _of_one_value(0),
