@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -47,9 +48,9 @@ EQUIVALENT = 0.05
 """Rates that differ by less are the same for every purpose of the article."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evidence:
-    """What claims read.
+    """What claims read; the same only as itself.
 
     Attributes:
         study: the runs of `study=all`.
@@ -501,6 +502,7 @@ def practice_initialization(evidence: Evidence) -> Verdict:
     )
 
 
+@lru_cache(maxsize=1)
 def _fixed_runs(evidence: Evidence) -> tuple[str, pd.DataFrame]:
     """Return the names of the fixes that are supported, and the runs with them; none if no fix is."""
     study = evidence.study

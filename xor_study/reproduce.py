@@ -264,7 +264,9 @@ def read_provenance(reference: Path) -> dict[str, Any]:
     return found
 
 
-def differences(reference: Path, tables: Mapping[str, pd.DataFrame], quick: bool) -> tuple[bool, pd.DataFrame]:
+def differences(
+    reference: Path, tables: Mapping[str, pd.DataFrame], quick: bool, each: Each = map
+) -> tuple[bool, pd.DataFrame]:
     """Return whether bits were compared, and what differs from the reference: columns what, where, reference, here.
 
     Where versions and processor are the reference's, runs and cells must be equal bit for bit; elsewhere the rates of
@@ -281,7 +283,8 @@ def differences(reference: Path, tables: Mapping[str, pd.DataFrame], quick: bool
         *_runs_differ(reference, tables["runs"], exact, quick),
         *_verdicts_differ(reference, tables["claims"], quick),
     ]
-    parts += [*_traces_differ()]
+    for found in each(_trace_differs, sorted(AXON.glob("trace_*.json"))):
+        parts += found
     return exact, pd.DataFrame(parts, columns=["what", "where", "reference", "here"])
 
 
@@ -373,12 +376,13 @@ def _verdicts_differ(reference: Path, here: pd.DataFrame, quick: bool) -> Iterat
             yield "verdict", str(name), one, other
 
 
-def _traces_differ() -> Iterator[Difference]:
-    """Yield which replays of the real Axon's recorded training are beyond their tolerance, on the fast engine."""
-    for path in sorted(AXON.glob("trace_*.json")):
-        for found in conformance.replay(conformance.read_trace(path), ["lanes"]):
-            if found.exceeded:
-                yield "trace", f"{found.trace} {found.run}", "within tolerance", ", ".join(found.exceeded)
+def _trace_differs(path: Path) -> list[Difference]:
+    """Return which replays of the real Axon's recorded training are beyond their tolerance, on the fast engine."""
+    return [
+        ("trace", f"{found.trace} {found.run}", "within tolerance", ", ".join(found.exceeded))
+        for found in conformance.replay(conformance.read_trace(path), ["lanes"])
+        if found.exceeded
+    ]
 
 
 def main() -> None:
@@ -411,16 +415,17 @@ def _reproduce(options: argparse.Namespace) -> int:
     with processes(jobs) as each:
         runs, losses = trained(options.quick, each)
         tables = tables_of(runs, losses, options.quick, each)
-        exact, differ = (False, None) if becomes_reference else differences(options.reference, tables, options.quick)
+        compared = None if becomes_reference else differences(options.reference, tables, options.quick, each)
         if not options.check:
             arguments = " ".join(["--quick"] * options.quick + ([f"--out {options.out}"] if options.out else []))
             command = f"python -m xor_study.reproduce {arguments}".strip()
             _replace(folder, tables, command, time.perf_counter() - start, each)
     terminal.show_claims(tables["claims"])
     print(f"{len(runs):,} runs in {len(tables['cells']):,} cells, {time.perf_counter() - start:.0f} s")
-    if differ is None:
+    if compared is None:
         print(f"the reference is written: {folder}")
         return 0
+    exact, differ = compared
     how = "bit for bit (same versions and processor)" if exact else "by rates (other versions or another processor)"
     print(f"compared with {options.reference} {how}: {len(differ) or 'no'} differences")
     terminal.show_differences(differ.head(MOST_LINES))
