@@ -150,7 +150,7 @@ def _cell(value: Any) -> str:
     """Return a value as one cell of a CSV file (RFC 4180), a missing one as nothing."""
     if pd.isna(value):
         return ""
-    text = repr(value) if isinstance(value, float) else str(value)
+    text = repr(float(value)) if isinstance(value, float) else str(value)  # float: not numpy's own repr
     if text.isalnum():
         return text
     return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text
