@@ -13,7 +13,9 @@ from typing import Any
 import processes
 import pytest
 
-from xor_study import run
+from xor_study import RunSpec, run
+from xor_study.engines import Progress
+from xor_study.spec import table_of
 from xor_study.sweep import Sweep
 
 STUDY = ["-m", "epochs=1", "iterations=100", "optimizer=sgd,adam", "seed=range(0,40)"]
@@ -70,6 +72,24 @@ def test_a_launcher_makes_the_same_table(launcher: str, reference: Path, tmp_pat
     assert "80 runs: sweep/runs.csv" in out
     assert same(tmp_path / "sweep", reference)
     assert len(list((tmp_path / "sweep/parts").iterdir())) == 3
+
+
+def test_the_driver_tells_how_far_the_jobs_are(tmp_path: Path) -> None:
+    table = table_of([RunSpec(epochs=1, iterations=100, seed=seed) for seed in range(30)])
+    driver, job = (Sweep(table, "auto", "cpu", None, tmp_path, shards=3) for _ in range(2))
+    driver.begin("", [])
+    job.train(lambda progress: None, 0)
+    driver.parts.scan()
+    told: list[Progress] = []
+    with driver.watched(told.append, 0.01):
+        for shard, runs in ((1, 20), (2, 30)):
+            job.train(lambda progress: None, shard)
+            while not told or told[-1].runs_done < runs:
+                time.sleep(0.01)
+    seen = [(one.runs_done, one.steps_done, sum(one.outcomes.values())) for one in told]
+    assert seen == sorted(seen)
+    assert set(seen) - {(10, 0, 10)} == {(20, 1000, 20), (30, 2000, 30)}
+    assert {(one.runs, one.steps) for one in told} == {(30, 2000)}
 
 
 def workers(driver: int) -> list[int]:

@@ -98,7 +98,8 @@ def run_sweep(
             with terminal.progress_bar(len(planned.table)) as follow, terminal.notes():
                 sweep.train(follow)
         elif sweep.lost():
-            problems = launch(folder, sweep.planned.identity)
+            with terminal.progress_bar(len(planned.table)) as follow, sweep.watched(follow):
+                problems = launch(folder, sweep.planned.identity)
         runs = _merge(sweep, problems)
     except (StudyError, OSError) as error:
         raise StudyError(f"{one_line(error)}; {_kept(sweep, command)}") from error

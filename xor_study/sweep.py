@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import deque
+import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
@@ -141,10 +143,9 @@ class Sweep:
             shard: which share of the batches, from 0; None for all.
         """
         own = self.own(shard)
-        steps = (self.table["epochs"] * self.table["iterations"]).to_numpy()
         rows = np.concatenate([np.zeros(0, np.intp), *(batch.rows for batch in own)])
         todo = rows[~self.parts.done[rows]]
-        progress = Progress(len(rows), int(steps[todo].sum()), len(rows) - len(todo))
+        progress = Progress(len(rows), int(self._steps[todo].sum()), len(rows) - len(todo))
         progress.outcomes.update({name: count for name, count in self.parts.outcomes().items() if shard is None})
 
         def advance(made: int, measures: pd.DataFrame | None) -> None:
@@ -155,6 +156,37 @@ class Sweep:
 
         others = self._train(own, advance, wait=False)
         self._train(others, advance, wait=True)
+
+    @contextlib.contextmanager
+    def watched(self, follow: Callable[[Progress], None], seconds: float = 1.0) -> Iterator[None]:
+        """Tell how far the sweep is while other processes train it, by the parts that they leave.
+
+        Args:
+            follow: is told.
+            seconds: between two looks.
+        """
+        todo, over = ~self.parts.done, threading.Event()
+
+        def look() -> None:
+            while not over.wait(seconds):
+                with contextlib.suppress(OSError):  # who merges in the end will say what is wrong
+                    self.parts.scan()
+                done = self.parts.done
+                steps = int(self._steps[todo].sum()), int(self._steps[todo & done].sum())
+                follow(Progress(len(done), steps[0], int(done.sum()), steps[1], Counter(self.parts.outcomes())))
+
+        watcher = threading.Thread(target=look, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+    @cached_property
+    def _steps(self) -> NDArray[np.int64]:
+        """How many steps each run takes."""
+        return (self.table["epochs"] * self.table["iterations"]).to_numpy(np.int64)
 
     def _train(
         self, own: Sequence[Batch], advance: Callable[[int, pd.DataFrame | None], None], *, wait: bool
