@@ -164,17 +164,19 @@ def stepper(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Te
     return step
 
 
-def steppers() -> dict[str, Training]:
-    """Return the training steps that are timed."""
+def steppers() -> dict[str, tuple[nn.Module, Training]]:
+    """Return the models and training steps that are timed."""
     torch.manual_seed(0)
     transformer, cnn = Transformer(), convolutions()
     tokens, images = torch.randint(256, (2, 8, 64)), torch.randn(16, 3, 32, 32)
     return {
-        "transformer, width 128, 4 layers, batch 8 x 64, AdamW": stepper(
-            transformer, torch.optim.AdamW(transformer.parameters()), *tokens
+        "transformer, width 128, 4 layers, batch 8 x 64, AdamW": (
+            transformer,
+            stepper(transformer, torch.optim.AdamW(transformer.parameters()), *tokens),
         ),
-        "CNN, 32 x 32 images, batch 16, SGD with momentum": stepper(
-            cnn, torch.optim.SGD(cnn.parameters(), lr=0.01, momentum=0.9), images, torch.randint(10, (16,))
+        "CNN, 32 x 32 images, batch 16, SGD with momentum": (
+            cnn,
+            stepper(cnn, torch.optim.SGD(cnn.parameters(), lr=0.01, momentum=0.9), images, torch.randint(10, (16,))),
         ),
     }
 
@@ -188,27 +190,37 @@ def milliseconds(step: Training, repeats: int) -> float:
 
 
 def cost(rounds: int, repeats: int) -> pd.DataFrame:
-    """Return medians over rounds that take eager, watched and near-miss steps in turn; one thread."""
+    """Return medians over rounds that take all kinds of steps in turn, the last after an event; one thread."""
     torch.set_num_threads(1)
     rows = []
-    for name, step in steppers().items():
+    for name, (_, step) in steppers().items():
         milliseconds(step, repeats)
-        times: dict[str, list[float]] = {"eager": [], "autopsy": [], "autopsy with near misses": []}
+        times: dict[str, list[float]] = {"eager": [], "autopsy": [], "near misses": [], "after an event": []}
         for _ in range(rounds):
             times["eager"].append(milliseconds(step, repeats))
             with autopsy() as report:
                 times["autopsy"].append(milliseconds(step, repeats))
             assert report.first is None
             with autopsy(near_misses=True):
-                times["autopsy with near misses"].append(milliseconds(step, repeats))
-        eager = statistics.median(times["eager"])
-        ratios = [watched / base for watched, base in zip(times["autopsy"], times["eager"], strict=True)]
-        row: dict[str, Any] = {"training step": name, "eager, ms": eager}
+                times["near misses"].append(milliseconds(step, repeats))
+            model, spoilt = steppers()[name]
+            with autopsy() as report:
+                with torch.no_grad():
+                    next(model.parameters()).div_(0)
+                spoilt()
+                times["after an event"].append(milliseconds(spoilt, repeats))
+            assert report.first is not None
+        ratios, near, after = (
+            [watched / base for watched, base in zip(times[kind], times["eager"], strict=True)]
+            for kind in ("autopsy", "near misses", "after an event")
+        )
+        row: dict[str, Any] = {"training step": name, "eager, ms": statistics.median(times["eager"])}
         row["autopsy, ms"] = statistics.median(times["autopsy"])
         row["times eager"] = statistics.median(ratios)
         row["lowest"], row["highest"] = min(ratios), max(ratios)
-        row["with near misses, times"] = statistics.median(times["autopsy with near misses"]) / eager
-        row["operations"] = report.operations // repeats
+        row["with near misses, times"] = statistics.median(near)
+        row["after an event, times"] = statistics.median(after)
+        row["operations"] = report.operations // (repeats + 1)
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -1,7 +1,7 @@
-"""Hold the lanes engine against vmap: python scripts/combinations.py [--every N] [--json FILE].
+"""Hold the lanes engine against vmap: python scripts/combinations.py [--every N] [--jobs N] [--json FILE].
 
-Every loss with every pairing of activations it goes with, every optimizer and every clipping, in float64: an hour.
-`--every N` takes each N-th of them. The exit code is 1 if any differs.
+Every loss with every pairing of activations it goes with, every optimizer and every clipping, in float64: an hour of
+one core. `--every N` takes each N-th of them. The exit code is 1 if any differs.
 """
 
 from __future__ import annotations
@@ -10,19 +10,24 @@ import argparse
 import itertools
 import json
 import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from xor_study import RunSpec, train
+from xor_study import RunSpec
 from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
-from xor_study.engines import vmap
+from xor_study.engines import train_table, vmap
 from xor_study.files import write_atomically
 from xor_study.losses import LOSSES, check_pairing
 from xor_study.optimizers import CLIPPINGS, OPTIMIZERS
+from xor_study.outcome import Detail
 from xor_study.records import provenance
+from xor_study.spec import table_of
 
 SHORT = {"epochs": 1, "iterations": 5, "lr": 0.01, "dtype": "float64"}
 PARAMETERS, MEASURES = 1e-13, 1e-12
@@ -38,36 +43,47 @@ def combinations() -> list[dict[str, Any]]:
 
 def differences(fields: dict[str, Any]) -> tuple[float, float]:
     """Return how far parameters and (relatively) measures of the two engines are apart."""
-    specs = [RunSpec(seed=seed, **SHORT, **fields) for seed in range(3)]
-    slow, fast = (train(specs, engine=engine) for engine in ("vmap", "lanes"))
+    table = table_of([RunSpec(seed=seed, **SHORT, **fields) for seed in range(3)])
+    slow, fast = (train_table(table, Detail(), engine=engine) for engine in ("vmap", "lanes"))
     parameters = max(float((fast.parameters[name] - slow.parameters[name]).abs().max()) for name in slow.parameters)
     ours, theirs = (result.runs[NUMBERS].to_numpy(float) for result in (fast, slow))
     return parameters, float(np.max(np.abs(ours - theirs) / np.maximum(1e-3, np.abs(theirs))))
+
+
+def begin() -> None:
+    """Prepare a process."""
+    torch.set_num_threads(1)
+    vmap.BLOCK = 16  # networks; three are trained
+
+
+def compared(
+    chosen: Sequence[dict[str, Any]], every: Iterable[tuple[float, float]]
+) -> tuple[list[float], list[dict[str, Any]]]:
+    """Return the largest differences and what differs too much, and print how far it is."""
+    worst, failed = [0.0, 0.0], []
+    for place, (fields, found) in enumerate(zip(chosen, every, strict=True), start=1):
+        worst = [max(pair) for pair in zip(worst, found, strict=True)]
+        if not (found[0] <= PARAMETERS and found[1] <= MEASURES):
+            failed.append({**fields, "parameters": found[0], "measures": found[1]})
+            print(" ".join(fields.values()), *found)
+        if place % 100 == 0:
+            told = f"parameters within {worst[0]:.1e}, measures within {worst[1]:.1e}"
+            print(f"{place} of {len(chosen)}: {told}", flush=True)
+    return worst, failed
 
 
 def main() -> int:
     """Compare, print and if asked write down; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="processes to work in")
     parser.add_argument("--json", type=Path, help="also write the largest differences here")
     options = parser.parse_args()
-    if options.every < 1:
-        parser.error("--every must be at least 1")
-    torch.set_num_threads(1)
-    vmap.BLOCK = 16  # networks; three are trained
+    if min(options.every, options.jobs) < 1:
+        parser.error("--every and --jobs must be at least 1")
     chosen = combinations()[:: options.every]
-    worst, failed = [0.0, 0.0], []
-    for place, fields in enumerate(chosen, start=1):
-        found = differences(fields)
-        worst = [max(pair) for pair in zip(worst, found, strict=True)]
-        if not (found[0] <= PARAMETERS and found[1] <= MEASURES):
-            failed.append({**fields, "parameters": found[0], "measures": found[1]})
-            print(" ".join(fields.values()), *found)
-        if place % 100 == 0:
-            print(
-                f"{place} of {len(chosen)}: parameters within {worst[0]:.1e}, measures within {worst[1]:.1e}",
-                flush=True,
-            )
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), begin) as pool:
+        worst, failed = compared(chosen, pool.map(differences, chosen, chunksize=4))
     if options.json:
         record = {
             "command": " ".join(["python", *sys.argv]),
