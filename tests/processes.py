@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ RUNS_OF_A_BATCH = 16
 def _main(arguments: Sequence[str], folder: Path, name: str, largest_file: int | None, clock: float) -> None:
     """Run the command line in a folder, with small batches, its output in files."""
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
     for stream, kind in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{name}.{kind}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
     torch.set_num_threads(1)  # more would wait for each other where cores are few
