@@ -1,4 +1,4 @@
-"""Hold the lanes engine against vmap: python scripts/combinations.py [--every N] [--jobs N] [--json FILE].
+"""Hold the lanes engine against vmap: python scripts/combinations.py [--every N] [--skip N] [--jobs N] [--json FILE].
 
 Every loss with every pairing of activations it goes with, every optimizer and every clipping, in float64: an hour of
 one core. `--every N` takes each N-th of them. The exit code is 1 if any differs.
@@ -76,12 +76,13 @@ def main() -> int:
     """Compare, print and if asked write down; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--skip", type=int, default=0, help="leave out the first ones, which another run has done")
     parser.add_argument("--jobs", type=int, default=1, help="processes to work in")
     parser.add_argument("--json", type=Path, help="also write the largest differences here")
     options = parser.parse_args()
-    if min(options.every, options.jobs) < 1:
-        parser.error("--every and --jobs must be at least 1")
-    chosen = combinations()[:: options.every]
+    if min(options.every, options.jobs) < 1 or options.skip < 0:
+        parser.error("--every and --jobs must be at least 1, --skip at least 0")
+    chosen = combinations()[options.skip :: options.every]
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), begin) as pool:
         worst, failed = compared(chosen, pool.map(differences, chosen, chunksize=4))
     if options.json:

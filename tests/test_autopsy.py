@@ -628,3 +628,11 @@ def test_finds_the_line_on_cuda(checks: Any) -> None:
         y.sum().backward()
     assert report.first is not None
     assert (report.first.lineno, report.first.phase) == (line, "backward")
+
+
+@pytest.mark.parametrize("proof", ["failures", "cost"])
+def test_the_readme_shows_the_measured_tables(proof: str) -> None:
+    command, *tables = (ROOT / f"results/autopsy/{proof}.md").read_text().strip().split("\n\n")
+    readme = (ROOT / "README.md").read_text()
+    assert len(tables) == {"failures": 3, "cost": 1}[proof]
+    assert all(part in readme for part in (command, *tables))
