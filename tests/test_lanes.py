@@ -300,6 +300,9 @@ def test_what_cannot_be_compiled_is_named(change: dict[str, Any], message: str) 
         (lambda x: torch.nn.functional.gelu(x, approximate="tanh"), "gelu's approximation 'tanh'"),
         (lambda x: torch.linalg.vector_norm(x, 3), "can't compile the norm of order 3"),
         (lambda x: torch.nn.functional.mse_loss(x, x + 1), "a loss that is reduced by itself"),
+        (lambda x: x * x.sum().item(), "aten._local_scalar_dense.default, whose result is no tensor"),
+        (lambda x: x if x.sum() > 0 else -x, "aten._local_scalar_dense.default, whose result is no tensor"),
+        (lambda x: x if torch.equal(x, x * 1) else -x, "aten.equal.default, whose result is no tensor"),
     ],
 )
 def test_unknown_operations_are_named(function: Callable[[torch.Tensor], torch.Tensor], message: str) -> None:

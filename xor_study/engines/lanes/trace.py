@@ -70,7 +70,10 @@ class _Made(NamedTuple):
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes the operations that are made, beneath autograd and the transforms of torch.func; keeps their tensors."""
+    """Notes the operations that are made, beneath autograd and the transforms of torch.func; keeps their tensors.
+
+    One that makes a Python number of a tensor (`item`, `bool`) is refused: it would stand in the program as a constant.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -78,6 +81,8 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = target(*args, **(kwargs or {}))
+        if not any(isinstance(value, torch.Tensor) for value in tree_leaves(result)):
+            raise NotCompilable(f"engine=lanes: can't compile the operation {target}, whose result is no tensor")
         self.made.append(_Made(target, args, kwargs or {}, result))
         return result
 
