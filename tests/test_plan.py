@@ -1,9 +1,13 @@
 """Plans: from overrides to a checked table, and what is said when that is not possible."""
 
+import itertools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import hydra
 import numpy as np
+import pandas as pd
 import pytest
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -12,8 +16,8 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.xor_study_sweeper import XORStudySweeper
 from xor_study import RunSpec, StudyError
-from xor_study.plan import CONFIG_DIR, Plan, plan, register
-from xor_study.spec import FIELDS, GROUPS, OWN, distinct_rows, run_ids
+from xor_study.plan import CONFIG_DIR, SETTINGS, Plan, plan, register, values_of
+from xor_study.spec import FIELDS, GROUPS, OWN, distinct_rows, run_ids, table_of
 
 
 @pytest.fixture
@@ -99,6 +103,55 @@ def test_interpolations_are_resolved_after_the_axes(loader: ConfigLoader) -> Non
     planned = sweep(loader, "lr=0.1,0.2", "optimizer.momentum=${lr}", "hidden=4,5", "batch=${hidden}")
     assert planned.table["optimizer_momentum"].tolist() == [0.1, 0.1, 0.2, 0.2]
     assert planned.table["batch"].tolist() == [4, 5, 4, 5]
+
+
+def test_settings_refer_to_what_is_fixed(loader: ConfigLoader) -> None:
+    planned = sweep(loader, "threads=${hidden}", "hidden=2", "seed=0,1")
+    assert planned.threads == 2
+    assert planned.table["hidden"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "overrides"),
+    [
+        ({"optimizer": {"weight_decay": 0.0}}, "optimizer=sgd,adamw"),
+        ({"optimizer": {"momentum": 0.5}}, "optimizer=sgd,sgd lr=1,2"),
+        ({"lr": "???"}, "lr=0.1"),
+        ({"lr": "???"}, "lr=0.1,0.2 optimizer=sgd,adam"),
+        ({"lr": "${gain}", "gain": 2.0}, "hidden=2,3 optimizer=sgd,adam"),
+        ({"lr": "${gain}"}, "gain=2 optimizer=adam"),
+        ({"optimizer.default": "???"}, "optimizer=sgd,adam init=zeros,normal"),
+        ({"optimizer.default": "???"}, "optimizer=adam lr=1,2"),
+        ({"clip.default": None}, "clip=none,value optimizer=adam,sgd"),
+        ({"clip.default": None}, "clip=value"),
+        ({"lr": "???", "seed": "???"}, "lr=0.1,0.2 seed=1,2"),
+    ],
+    ids=str,
+)
+def test_a_sweep_is_what_hydra_composes_of_any_configuration(
+    change: dict[str, Any], overrides: str, tmp_path: Path
+) -> None:
+    config = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "config.yaml"))
+    assert isinstance(config, dict)
+    for key, value in change.items():
+        group, _, of_group = key.partition(".")
+        if of_group:
+            (entry,) = (entry for entry in config["defaults"] if group in entry)
+            entry[group] = value
+        else:
+            config[key] = value
+    OmegaConf.save(OmegaConf.create(config), tmp_path / "mine.yaml")
+    Plugins.instance().register(XORStudySweeper)
+    register()
+    axes = [
+        [f"{line.partition('=')[0]}={value}" for value in line.partition("=")[2].split(",")]
+        for line in overrides.split()
+    ]
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
+        planned = plan(GlobalHydra.instance().config_loader(), overrides.split(), sweep=True, config_name="mine")
+        composed = [values_of(hydra.compose("mine", list(line))) for line in itertools.product(*axes)]
+    rows = [{key: value for key, value in values.items() if key not in SETTINGS} for values in composed]
+    assert ids(planned) == list(dict.fromkeys(run_ids(table_of(pd.DataFrame(rows, dtype=object)))))
 
 
 def test_relative_interpolations_too(loader: ConfigLoader) -> None:

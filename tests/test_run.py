@@ -297,6 +297,15 @@ def test_a_study_of_ones_own(call: Call, tmp_path: Path) -> None:
     assert table.to_numpy().tolist() == expected
 
 
+def test_a_study_may_be_made_of_another_file(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "mine/study").mkdir(parents=True)
+    (tmp_path / "mine/study/base.yaml").write_text("grids: [{lr: [1, 2]}]")
+    (tmp_path / "mine/study/mine.yaml").write_text("defaults: [base]")
+    code, out, err = call("--config-dir=mine", "-m", *SHORT, "study=mine", "dry_run=true")
+    assert (code, err) == (0, "")
+    assert re.search(r"^runs +2 *$", out, re.MULTILINE)
+
+
 def test_a_group_file_without_a_name_is_said(call: Call, tmp_path: Path) -> None:
     (tmp_path / "mine/optimizer").mkdir(parents=True)
     (tmp_path / "mine/optimizer/odd.yaml").write_text("momentum: 0.5\n")

@@ -200,9 +200,11 @@ def _check_harmless(key: str, text: str) -> None:
 
 def _check_key(override: Override, text: str) -> None:
     key = override.key_or_group
-    if override.type not in (OverrideType.CHANGE, OverrideType.FORCE_ADD) or override.package is not None:
+    of_group = key in CHOICES or key == STUDY
+    allowed = (OverrideType.CHANGE,) if of_group else (OverrideType.CHANGE, OverrideType.FORCE_ADD)
+    if override.type not in allowed or override.package is not None:
         raise StudyError(f"{show(text)}: must be key=value")
-    if key in CHOICES or key in SETTINGS or key in KEYS or key == STUDY:
+    if of_group or key in SETTINGS or key in KEYS:
         return
     group, _, name = key.partition(".")
     if group in GROUPS and name == "name":
@@ -332,7 +334,10 @@ def _grids(override: Override, loader: ConfigLoader, config_name: str, sweep: bo
 def _grids_of_file(name: str, loader: ConfigLoader, config_name: str, within: tuple[str, ...] = ()) -> list[list[str]]:
     """Return the grids of a study file, or of the studies that it lists."""
     _check_choice(STUDY, name, loader)
-    found = OmegaConf.to_container(_read(loader, f"{STUDY}/{name}").config)
+    read = _read(loader, f"{STUDY}/{name}")
+    whole = read is not None and "defaults" not in read.config
+    config = read.config if read is not None and whole else _compose(loader, config_name, [], {STUDY: name})[STUDY]
+    found = OmegaConf.to_container(config)
     given = found if isinstance(found, dict) and len(found) == 1 else {}
     grids, studies = given.get("grids"), given.get("studies")
     if isinstance(grids, list) and grids and all(isinstance(grid, dict) for grid in grids):
@@ -361,7 +366,8 @@ def _line(grid: Mapping[str, Any]) -> list[str]:
 def _grid(loader: ConfigLoader, overrides: Sequence[str], sweep: bool, config_name: str) -> Plan:
     """Return the plan of one grid, with its duplicates."""
     parsed = parse(overrides, loader)
-    laid = [override for override in parsed if override.is_sweep_override() or _is_data(override)]
+    as_data = _is_plain(loader, config_name) and not any(_refers(override) for override in parsed)
+    laid = [override for override in parsed if override.is_sweep_override() or (as_data and _is_data(override))]
     fixed = [override.input_line or "" for override in parsed if override not in laid]
     axes = {override.key_or_group: _axis(override, sweep) for override in laid}
     check_choices(parsed, loader)
@@ -379,6 +385,8 @@ def _grid(loader: ConfigLoader, overrides: Sequence[str], sweep: bool, config_na
     seeds = None if any(_references(config, axes) for config in configs) else value_axes.pop("seed", None)
     frames, places, settings = [], [], {}
     for config, combination in zip(configs, combinations, strict=True):
+        for key in [key for key, value in _leaves(config) if value == "???" and key in axes]:
+            OmegaConf.update(config, key, axes[key][0])  # something, until the axis is laid over it
         values = values_of(config)
         settings = {name: values.pop(name) for name in SETTINGS}
         frames.append(_expand(config, values, value_axes))
@@ -402,7 +410,37 @@ def _is_data(override: Override) -> bool:
     """Return whether an override is a value that can be laid over any composition, as an axis of one."""
     key, value = override.key_or_group, _plain(override.value())
     own = key in CHOICES or (key in KEYS and "." not in key)
-    return own and isinstance(value, str | int | float | None) and "${" not in str(value)
+    return own and isinstance(value, str | int | float | None)
+
+
+def _refers(override: Override) -> bool:
+    return not override.is_sweep_override() and "${" in str(override.value())
+
+
+@lru_cache(maxsize=64)
+def _is_plain(loader: ConfigLoader, config_name: str) -> bool:
+    """Return whether a primary configuration only lists groups and gives single values to keys outside them.
+
+    Then a choice brings its group's node and nothing else, and a value can be laid over the configuration instead of
+    being composed into it. Others, of a user, may refer to values, leave them open, or change a group's node.
+    """
+    read = _read(loader, config_name)
+    if read is None or any(read.header.values()):
+        return False
+    found = OmegaConf.to_container(read.config)
+    assert isinstance(found, dict)
+
+    def given(value: Any) -> bool:
+        return not isinstance(value, dict | list) and value != "???" and "${" not in str(value)
+
+    def listed(entry: Any) -> bool:
+        groups = list(entry.items()) if isinstance(entry, dict) else []
+        known = all(key in (*CHOICES, STUDY) or str(key).startswith("override hydra/") for key, _ in groups)
+        return entry == "_self_" or (known and all(given(name) for _, name in groups))
+
+    values = {key: value for key, value in found.items() if key not in ("defaults", "hydra")}
+    known = all(key in SETTINGS or (key in KEYS and "." not in key) for key in values)
+    return known and all(map(given, values.values())) and all(map(listed, found.get("defaults", [])))
 
 
 def _axis(override: Override, allowed: bool) -> list[Any]:
@@ -470,13 +508,14 @@ def _composed(
     Composing takes long, so a choice that brings nothing but its own group's node is composed only once, whatever it
     is combined with.
     """
-    first = tuple((key, choices[0]) for key, choices in axes.items()) if fixed else ()
-    base, _ = _base(loader, config_name, tuple(fixed), first)
+    first = tuple((key, choices[0]) for key, choices in axes.items())
+    plain_config = _is_plain(loader, config_name)
+    base, _ = _base(loader, config_name, tuple(fixed), () if plain_config and not fixed else first)
     nodes: dict[tuple[str, str], Any] = {}
     for key, choices in axes.items():
         own = tuple(line for line in fixed if line.lstrip("+").startswith(f"{key}."))
         for choice in choices:
-            node = _node(loader, config_name, own, key, choice)
+            node = _node(loader, config_name, own, () if plain_config else first, key, choice)
             if node is None:
                 combinations = itertools.product(*axes.values())
                 chosen = [dict(zip(axes, combination, strict=True)) for combination in combinations]
@@ -493,13 +532,24 @@ def _composed(
 
 
 @lru_cache(maxsize=1024)
-def _node(loader: ConfigLoader, config_name: str, fixed: tuple[str, ...], key: str, choice: str) -> Any:
-    """Return what a choice brings, with what is fixed in it; None if it changes anything outside its group."""
-    default, choices = _base(loader, config_name)
-    own, usual = (_read(loader, f"{key}/{name}") for name in (choice, choices[key]))
-    if not fixed and own.provider == usual.provider == PROVIDER and default[key] == usual.config:
-        return own.config
-    alone = _without_hydra(_compose(loader, config_name, fixed, {key: choice}))
+def _node(
+    loader: ConfigLoader,
+    config_name: str,
+    fixed: tuple[str, ...],
+    first: tuple[tuple[str, str], ...],
+    key: str,
+    choice: str,
+) -> Any:
+    """Return what a choice brings, with what is fixed in it; None if it changes anything outside its group.
+
+    `first` are choices of the other groups to compose it with, where the configuration may leave them open.
+    """
+    default, choices = _base(loader, config_name, (), first)
+    if not fixed and choices.get(key) and _is_plain(loader, config_name):
+        own, usual = (_read(loader, f"{key}/{name}") for name in (choice, choices[key]))
+        if own and usual and own.provider == usual.provider == PROVIDER and default[key] == usual.config:
+            return own.config
+    alone = _without_hydra(_compose(loader, config_name, fixed, {**dict(first), key: choice}))
     return alone._get_node(key) if _others(alone, key) == _others(default, key) else None
 
 
@@ -513,10 +563,10 @@ def _base(
 
 
 @lru_cache(maxsize=256)
-def _read(loader: ConfigLoader, path: str) -> ConfigResult:
-    """Return a configuration file, or what stands for one, as Hydra would find it."""
-    source = next(source for source in loader.get_sources() if source.is_config(path))
-    return source.load_config(path)
+def _read(loader: ConfigLoader, path: str) -> ConfigResult | None:
+    """Return a configuration file as it is written, or what stands for one, if Hydra finds it."""
+    source = next((source for source in loader.get_sources() if source.is_config(path)), None)
+    return None if source is None else source.load_config(path)
 
 
 @lru_cache(maxsize=64)
