@@ -92,6 +92,23 @@ def test_the_driver_tells_how_far_the_jobs_are(tmp_path: Path) -> None:
     assert {(one.runs, one.steps) for one in told} == {(30, 2000)}
 
 
+def test_a_part_seen_half_there_is_read_again_in_the_end(tmp_path: Path) -> None:
+    table = table_of([RunSpec(epochs=1, iterations=20, seed=seed) for seed in range(3)])
+    driver, job = (Sweep(table, "auto", "cpu", None, tmp_path, shards=1) for _ in range(2))
+    driver.begin("", [])
+    job.train(lambda progress: None, 0)
+    (part,) = driver.parts.path.glob("*.npz")
+    data = part.read_bytes()
+    told: list[Progress] = []
+    part.write_bytes(data[:100])
+    with driver.watched(told.append, 0.01):
+        while not told:
+            time.sleep(0.01)
+    part.write_bytes(data)
+    driver.parts.scan()
+    assert driver.parts.done.all()
+
+
 def workers(driver: int) -> list[int]:
     """Return the processes of joblib's pool below a process."""
     found = []

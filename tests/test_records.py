@@ -29,6 +29,10 @@ COLUMNS: dict[str, tuple[Any, list[str]]] = {
     "names": (np.array(["sgd", "adam"] * (ROWS // 2), dtype=object), ["sgd", "adam"] * (ROWS // 2)),
     "identities": ([f"{row:020x}" for row in range(ROWS)], [f"{row:020x}" for row in range(ROWS)]),
     "odd texts": ([f'a "{row}", b' for row in range(ROWS)], [f'"a ""{row}"", b"' for row in range(ROWS)]),
+    "identities and a gap": (
+        pd.array([None, *(f"{row:020x}" for row in range(1, ROWS))], dtype="str"),
+        ["", *(f"{row:020x}" for row in range(1, ROWS))],
+    ),
     "one category": (pd.Categorical(["x,y"] * ROWS), ['"x,y"'] * ROWS),
     "categories": (pd.Categorical(["b", None, "a"] * (ROWS // 3)), ["b", "", "a"] * (ROWS // 3)),
     "no category": (pd.Categorical([None] * ROWS), [""] * ROWS),

@@ -124,7 +124,7 @@ def _texts(column: pd.Series[Any]) -> str | Iterable[str]:
     unlike = column.head(100).nunique(dropna=False) > 50  # such as measures and identities: no search for equal ones
     if unlike and kind in ("i", "u", "f"):
         return _numbers(column.to_numpy())
-    if unlike and pd.api.types.infer_dtype(column, skipna=False) == "string":
+    if unlike and not column.hasnans and pd.api.types.infer_dtype(column, skipna=False) == "string":
         values = column.tolist()
         return values if "".join(values).isalnum() else map(_cell, values)
     texts: list[str]

@@ -161,15 +161,17 @@ class Sweep:
     def watched(self, follow: Callable[[Progress], None], seconds: float = 1.0) -> Iterator[None]:
         """Tell how far the sweep is while other processes train it, by the parts that they leave.
 
+        What can't be read meanwhile is read again by who merges: over a network a file may be seen half there.
+
         Args:
             follow: is told.
             seconds: between two looks.
         """
-        todo, over = ~self.parts.done, threading.Event()
+        todo, over, problems = ~self.parts.done, threading.Event(), dict(self.parts.problems)
 
         def look() -> None:
             while not over.wait(seconds):
-                with contextlib.suppress(OSError):  # who merges in the end will say what is wrong
+                with contextlib.suppress(OSError):
                     self.parts.scan()
                 done = self.parts.done
                 steps = int(self._steps[todo].sum()), int(self._steps[todo & done].sum())
@@ -182,6 +184,7 @@ class Sweep:
         finally:
             over.set()
             watcher.join()
+            self.parts.problems = problems
 
     @cached_property
     def _steps(self) -> NDArray[np.int64]:
