@@ -1,15 +1,18 @@
 """How a command ends that can't go on."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from yaml import YAMLError
 
 from xor_study.catalogue import StudyError
-from xor_study.problems import in_one_line, one_line
+from xor_study.problems import in_one_line, interrupts_held, one_line
 
 
 @pytest.mark.parametrize(
@@ -54,3 +57,78 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     os.close(write)
     assert done.stderr == ""
     assert done.returncode == 141
+
+
+@pytest.fixture
+def usual_handler() -> Iterator[None]:
+    """Python's own handler, which is not there where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+
+
+class InterruptedFinalizer:
+    """What is interrupted where Python drops the exception."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def interrupted_by(interrupt: Callable[[], object], times: int = 1) -> list[str]:
+    """Return what was still done of some work that was interrupted so many times."""
+    done = []
+
+    def work() -> None:
+        with interrupts_held() as check:
+            check()
+            for _ in range(times):
+                interrupt()
+            done.append("the rest of a step")
+            check()
+            done.append("the next step")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    return done
+
+
+@pytest.mark.usefixtures("usual_handler")
+def test_an_interrupt_is_held_until_a_step_is_done_and_never_lost() -> None:
+    assert interrupted_by(InterruptedFinalizer) == ["the rest of a step"]
+    assert interrupted_by(lambda: signal.raise_signal(signal.SIGINT)) == ["the rest of a step"]
+
+
+@pytest.mark.usefixtures("usual_handler")
+def test_a_second_interrupt_is_raised_at_once() -> None:
+    assert interrupted_by(lambda: signal.raise_signal(signal.SIGINT), times=2) == []
+
+
+@pytest.mark.usefixtures("usual_handler")
+def test_an_interrupt_that_nothing_asked_for_is_raised_in_the_end() -> None:
+    done = []
+
+    def work() -> None:
+        with interrupts_held():
+            signal.raise_signal(signal.SIGINT)
+            done.append("all of it")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["all of it"]
+
+
+@pytest.mark.usefixtures("usual_handler")
+def test_only_the_usual_handler_of_the_main_thread_is_replaced() -> None:
+    def handler_within() -> object:
+        with interrupts_held():
+            return signal.getsignal(signal.SIGINT)
+
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.append(handler_within()))
+    thread.start()
+    thread.join()
+    assert found == [signal.default_int_handler]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert handler_within() is signal.SIG_IGN
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert handler_within() is not signal.default_int_handler

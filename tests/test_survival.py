@@ -105,6 +105,26 @@ def test_interrupted(count: int, reference: tuple[Path, float], tmp_path: Path) 
     assert f"{kept} of {RUNS} runs are done already" in finish(tmp_path, reference[0]).out
 
 
+def test_interrupted_while_it_waits_for_another(reference: tuple[Path, float], tmp_path: Path) -> None:
+    """One stands still and has batches claimed; the other does all the rest, waits for these, and is interrupted."""
+    one = start(HERE, tmp_path, name="one")
+    wait_for_parts(one, 1)
+    assert one.process.pid is not None
+    os.kill(one.process.pid, signal.SIGSTOP)
+    try:
+        two, before = start(HERE, tmp_path, name="two"), -1
+        while before < finished(tmp_path):
+            before = finished(tmp_path)
+            time.sleep(2 * reference[1])
+        assert two.process.pid is not None
+        os.kill(two.process.pid, signal.SIGINT)
+        assert two.wait() == 130
+    finally:
+        os.kill(one.process.pid, signal.SIGCONT)
+    assert (one.wait(), one.err) == (0, "")
+    assert wrongs(tmp_path / "sweep", reference[0]) == NONE
+
+
 def test_two_processes_share_a_folder(reference: tuple[Path, float], tmp_path: Path) -> None:
     commands = [start(HERE, tmp_path, name=name) for name in ("one", "two")]
     assert [(command.wait(), command.err) for command in commands] == [(0, ""), (0, "")]

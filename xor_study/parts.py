@@ -251,11 +251,11 @@ class Parts:
                     found[text] = found.get(text, 0) + int((known.places >= 0).sum())
         return {text: runs for text, runs in found.items() if runs}
 
-    def claim(self, batch: Batch, *, wait: bool) -> BaseFileLock | None:
-        """Return the lock of a batch, or None if another process trains it and we don't wait; a dead one's is free."""
+    def claim(self, batch: Batch, seconds: float = 0) -> BaseFileLock | None:
+        """Return the lock of a batch, or None if another process trains it for so long; a dead one's is free."""
         lock = FileLock(self.path / f"{batch.identity}.lock", thread_local=False)
         try:
-            lock.acquire(blocking=wait)
+            lock.acquire(timeout=seconds)
         except Timeout:
             return None
         sweep_up(self.path, f".{batch.identity}.")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from yaml import YAMLError
@@ -42,3 +44,35 @@ def in_one_line(*expected: type[Exception]) -> Iterator[None]:
     except KeyboardInterrupt as interrupted:
         print(interrupted if interrupted.args else "interrupted; no results were written", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[Callable[[], None]]:
+    """Hold keyboard interrupts back, and provide what raises one that came, to be called where that is safe.
+
+    One that is raised between any two instructions gets lost where a finalizer or C code drops it, and then the work
+    goes on. A second one is raised at once. Nothing changes outside the main thread, or where the application has a
+    handler of its own.
+    """
+    came = False
+
+    def hold(number: int, frame: object) -> None:
+        nonlocal came
+        if came:
+            raise KeyboardInterrupt
+        came = True
+
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or not usual:
+        yield check
+        return
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    check()

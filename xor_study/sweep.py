@@ -28,10 +28,14 @@ from xor_study.catalogue import StudyError
 from xor_study.engines import AUTO, Measured, Progress, described, train_batches
 from xor_study.files import sweep_up, write_atomically
 from xor_study.parts import Part, Parts
+from xor_study.problems import interrupts_held
 from xor_study.spec import run_ids
 
 MOST_WAITING = 2
 """Parts that may wait to be written, before training waits for them."""
+
+CLAIM_SECONDS = 0.5
+"""How long to wait for another process's batch, before looking whether to go on waiting."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +157,11 @@ class Sweep:
             if measures is not None:
                 progress.finished(measures)
             follow(progress)
+            check()
 
-        others = self._train(own, advance, wait=False)
-        self._train(others, advance, wait=True)
+        with interrupts_held() as check:
+            others = self._train(own, advance, check, wait=False)
+            self._train(others, advance, check, wait=True)
 
     @contextlib.contextmanager
     def watched(self, follow: Callable[[Progress], None], seconds: float = 1.0) -> Iterator[None]:
@@ -192,9 +198,14 @@ class Sweep:
         return (self.table["epochs"] * self.table["iterations"]).to_numpy(np.int64)
 
     def _train(
-        self, own: Sequence[Batch], advance: Callable[[int, pd.DataFrame | None], None], *, wait: bool
+        self,
+        own: Sequence[Batch],
+        advance: Callable[[int, pd.DataFrame | None], None],
+        check: Callable[[], None],
+        *,
+        wait: bool,
     ) -> list[Batch]:
-        """Train what is missing of some batches and return those that another process has."""
+        """Train what is missing of some batches and return those that another process has; `check` may interrupt."""
         others: list[Batch] = []
         held: set[BaseFileLock] = set()
         made = self._made()
@@ -210,7 +221,7 @@ class Sweep:
             try:
                 for engine, members in groupby(own, key=lambda batch: batch.engine):
                     trained = train_batches(
-                        self._claimed(members, held, others, wait=wait),
+                        self._claimed(members, held, others, check, wait=wait),
                         engine=AUTO if engine == "lanes" and self.engine == AUTO else engine,
                         device=self.device,
                         threads=self.threads if engine == "lanes" else None,
@@ -230,13 +241,21 @@ class Sweep:
         return others
 
     def _claimed(
-        self, own: Iterable[Batch], held: set[BaseFileLock], others: list[Batch], *, wait: bool
+        self,
+        own: Iterable[Batch],
+        held: set[BaseFileLock],
+        others: list[Batch],
+        check: Callable[[], None],
+        *,
+        wait: bool,
     ) -> Iterator[tuple[_Claim, pd.DataFrame]]:
         """Yield what is missing of the batches that this process could claim; add the rest to `others`."""
         for batch in own:
             if self.parts.done[batch.rows].all():
                 continue
-            lock = self.parts.claim(batch, wait=wait)
+            check()
+            while (lock := self.parts.claim(batch, CLAIM_SECONDS if wait else 0)) is None and wait:
+                check()
             if lock is None:
                 others.append(batch)
                 continue
