@@ -49,11 +49,13 @@ def test_the_cause_of_an_error_that_is_not_ours_is_told() -> None:
     assert one_line(error) == "it failed; no space"
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["conformance --versions", "run dry_run=true", "run -m dry_run=true lr=1,2"])
+def test_a_reader_that_goes_away_is_no_error(command: str, tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "xor_study.conformance", "--versions"]
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    module, *arguments = command.split()
+    whole = [sys.executable, "-m", f"xor_study.{module}", *arguments]
+    done = subprocess.run(whole, stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     os.close(write)
     assert done.stderr == ""
     assert done.returncode == 141

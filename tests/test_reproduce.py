@@ -1,7 +1,10 @@
 """A reproduction is held against the committed one: what was doctored is found out."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -163,7 +166,7 @@ def test_the_reference_is_small_and_complete() -> None:
     [
         (["--reference", "nowhere"], 1, "error: nowhere/provenance.json: No such file or directory"),
         (["--check", "--out", "x"], 2, "--check writes nothing: leave --out away"),
-        (["--jobs", "0"], 1, "error: --jobs=0: must be a whole number in [1, 64]"),
+        (["--jobs", "0"], 1, "error: --jobs=0: must be a whole number in [1, 61]"),
         (["--out", "mine"], 1, "error: --out=mine: holds something that is no reproduction"),
         (["--wrong"], 2, "unrecognized arguments: --wrong"),
     ],
@@ -186,3 +189,56 @@ def test_wrong_input_is_said_before_anything_is_trained(
     assert ended.value.code == code
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "precious.txt"]
+
+
+WORK = """
+import os, signal, sys, time
+from concurrent.futures import BrokenExecutor
+from xor_study.problems import in_one_line
+from xor_study.reproduce import processes
+
+def work(number):
+    print("at work", flush=True)
+    if sys.argv[1] == "dies":
+        os._exit(1)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
+    with in_one_line(BrokenExecutor), processes(2) as each:
+        list(each(work, range(9)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("happens", "code", "line"),
+    [
+        ("interrupted", 130, "interrupted; no results were written"),
+        ("alone interrupted", 130, "interrupted; no results were written"),
+        ("dies", 1, "error: A process in the process pool was terminated abruptly"),
+    ],
+)
+def test_processes_end_with_one_line(happens: str, code: int, line: str, tmp_path: Path) -> None:
+    """As a whole group by Ctrl-C, or only the first of them, or because the system ends one for want of memory."""
+    (tmp_path / "work.py").write_text(WORK)
+    command = [sys.executable, "work.py", happens]
+    piped = subprocess.PIPE
+    with subprocess.Popen(command, stdout=piped, stderr=piped, text=True, cwd=tmp_path, start_new_session=True) as done:
+        assert done.stdout is not None
+        assert done.stdout.readline() == "at work\n"
+        if happens == "interrupted":
+            os.killpg(done.pid, signal.SIGINT)
+        elif happens == "alone interrupted":
+            os.kill(done.pid, signal.SIGINT)
+        _, err = done.communicate(timeout=60)
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+    assert done.returncode == code
+
+
+def test_work_in_processes_gives_the_same() -> None:
+    found = []
+    for jobs in (1, 2):
+        with reproduce.processes(jobs) as each:
+            found.append(list(each(divmod, [7, 8, 9], [2, 3, 4])))
+    assert found == [[(3, 1), (2, 2), (2, 1)]] * 2

@@ -33,7 +33,11 @@ def in_one_line(*expected: type[Exception]) -> Iterator[None]:
     of a process that the signal ends, if nobody reads the output any more.
     """
     try:
-        yield
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit

@@ -17,8 +17,9 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -58,8 +59,8 @@ MADE_BY = ("run_id", "engine", "device", "torch_version", "package_version", "gi
 
 SIGNIFICANT = 0.01
 MOST_LINES = 30
-JOBS, MOST_JOBS = 8, 64
-"""Processes unless told, on a machine with so many cores, and at most: each takes some 400 MB."""
+JOBS, MOST_JOBS = 8, 61
+"""Processes unless told, on a machine with so many cores, and at most (on Windows): each takes some 400 MB."""
 
 
 def table_path(folder: Path, name: str) -> Path:
@@ -96,20 +97,45 @@ Each = Callable[..., Iterable[Any]]
 
 @contextmanager
 def processes(jobs: int) -> Iterator[Each]:
-    """Provide a `map` that works in so many processes, or in this one."""
+    """Provide a `map` that works in so many processes, or in this one; an interruption ends them without a word."""
     if jobs == 1:
         yield map
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_process) as pool:
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, also while they import
         for _ in range(jobs):
             pool.submit(int)  # they start now, beside what is done before they are needed
-        yield pool.map
+        signal.signal(signal.SIGINT, handler)
+        with _ended_by_errors():
+            yield partial(_each, pool)
 
 
 def _begin_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupted process ends without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not inherited
     torch.set_num_threads(1)
+
+
+def _each(pool: ProcessPoolExecutor, function: Callable[..., Any], *given: Iterable[Any]) -> Iterator[Any]:
+    """As `pool.map`, but cancel nothing: the pool has no answer for what is cancelled when its processes end."""
+    waiting = deque([pool.submit(function, *arguments) for arguments in zip(*given, strict=True)])
+    with _ended_by_errors():
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextmanager
+def _ended_by_errors() -> Iterator[None]:
+    """End all processes that work for this one after an error, before anything is removed that they write to."""
+    try:
+        yield
+    except BaseException:
+        children = multiprocessing.active_children()
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.join()
+        raise
 
 
 def trained(quick: bool, each: Each = map) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -396,7 +422,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.check and options.out:
         parser.error("--check writes nothing: leave --out away")
-    with in_one_line():
+    with in_one_line(BrokenExecutor):
         sys.exit(_reproduce(options))
 
 

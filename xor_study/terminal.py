@@ -37,10 +37,15 @@ MOST_ROWS = 200
 UNBOUNDED = 10_000
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # rich calls it where it handles the error; `problems.in_one_line` knows what to do
+
+
 def console() -> Console:
     """Return the console of standard output, wide enough not to fold a table where output is no terminal."""
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal else Console(highlight=False, width=200)
+    plain = _Console(highlight=False)
+    return plain if plain.is_terminal else _Console(highlight=False, width=200)
 
 
 @contextlib.contextmanager
