@@ -246,7 +246,7 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
         if len(told) > 1:
             raise StudyError(f"{name}: the grids of a study must agree on it, not have {', '.join(map(show, told))}")
     axes = tuple(dict.fromkeys(axis for grid in grids for axis in grid.axes))
-    table = table_of(pd.concat([grid.table.apply(plain) for grid in grids])) if len(grids) > 1 else grids[0].table
+    table = _joined([grid.table for grid in grids]) if len(grids) > 1 else grids[0].table
     cells, _ = distinct_rows((table[field] for field in FIELDS if field != "seed"), len(table))
     twice = pd.DataFrame({"cell": cells, "seed": table["seed"]}).duplicated()
     distinct = table[~twice].reset_index(drop=True) if twice.any() else table
@@ -257,6 +257,19 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
     if grids[0].engine == "lanes":
         check_compilable(distinct, grids[0].device)
     return replace(grids[0], table=distinct, axes=axes, duplicates=len(table) - len(distinct))
+
+
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return checked tables as one; rows that differ only in their seed are not checked again."""
+    rows, places, start = [], [], 0
+    for table in tables:
+        row_of, firsts = distinct_rows((table[field] for field in FIELDS if field != "seed"), len(table))
+        rows.append(table.take(firsts).apply(plain))
+        places.append(row_of + start)
+        start += len(firsts)
+    joined = table_of(pd.concat(rows)).take(np.concatenate(places)).reset_index(drop=True)
+    joined["seed"] = np.concatenate([table["seed"] for table in tables])
+    return joined
 
 
 def study_table(overrides: Sequence[str]) -> pd.DataFrame:
@@ -665,7 +678,7 @@ def _references(config: DictConfig, axes: Mapping[str, Sequence[Any]]) -> dict[s
 
 
 def _leaves(config: DictConfig) -> Iterator[tuple[str, Any]]:
-    nested = OmegaConf.to_container(_without_hydra(config), resolve=False)
+    nested = OmegaConf.to_container(config, resolve=False)
     assert isinstance(nested, dict)
     for key, value in nested.items():
         if isinstance(value, dict) and key in CHOICES:

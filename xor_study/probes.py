@@ -5,7 +5,7 @@ Each function returns one table, which claims and figures read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,7 @@ def importance(study: Study) -> pd.DataFrame:
     return statistics.decomposition(table, FACTORS, "solved", "seed").assign(n=len(table))
 
 
-def naive_onsets(study: Study) -> pd.DataFrame:
+def naive_onsets(study: Study, each: Callable[..., Iterable[pd.DataFrame]] = map) -> pd.DataFrame:
     """Return what rounds when a loss without guards goes to NaN: a row for each such run with SGD.
 
     The runs are trained again up to their end with a snapshot of the step that is not finite and of the one before.
@@ -88,18 +88,18 @@ def naive_onsets(study: Study) -> pd.DataFrame:
     step earlier) and rounded_before (whether some probability was 1 or 0 then already). The side is "one", "zero" or
     "both" if some corner in the batch has a probability p of 1 or 0 at that step, "reciprocal" if instead 1 / p or
     1 / (1 - p) is infinite, else "none".
+
+    Args:
+        study: whose runs are trained again.
+        each: as `map`; one of a pool of processes works side by side.
     """
     cells = study.where(
         "lr", "dtype", "batch", "epochs", "iterations", loss="binary_cross_entropy_naive", optimizer="sgd"
     )
-    tables = []
-    for cell in cells[cells["nonfinite_runs"] > 0].index:
-        runs = study.runs_of(int(cell))
-        runs = runs[runs["first_nonfinite_step"].notna()]
-        tables.append(
-            _naive_onsets([RunSpec.from_row(row) for _, row in runs.iterrows()], runs["first_nonfinite_step"])
-        )
-    return pd.concat(tables, ignore_index=True)
+    failed = [study.runs_of(int(cell)) for cell in cells[cells["nonfinite_runs"] > 0].index]
+    failed = [runs[runs["first_nonfinite_step"].notna()] for runs in failed]
+    specs = [[RunSpec.from_row(row) for _, row in runs.iterrows()] for runs in failed]
+    return pd.concat(each(_naive_onsets, specs, [runs["first_nonfinite_step"] for runs in failed]), ignore_index=True)
 
 
 def _naive_onsets(specs: list[RunSpec], onsets: pd.Series[Any]) -> pd.DataFrame:

@@ -7,6 +7,7 @@ It needs a checkout: `results/reference`, and the recorded losses of the real Ax
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -114,6 +115,7 @@ def processes(jobs: int) -> Iterator[Each]:
 def _begin_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not inherited
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", FallbackWarning)
 
 
 def _each(pool: ProcessPoolExecutor, function: Callable[..., Any], *given: Iterable[Any]) -> Iterator[Any]:
@@ -181,7 +183,7 @@ def _tables(study: Study, losses: pd.DataFrame, seeds: int, each: Each) -> dict[
     evidence = {
         "importance": probes.importance(study),
         "monitors": monitors.summary(watched),
-        "naive_onsets": probes.naive_onsets(study),
+        "naive_onsets": probes.naive_onsets(study, each),
         "boundaries": probes.boundaries(seeds),
     }
     return evidence | {
@@ -440,6 +442,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         _check_out(folder)
     with processes(jobs) as each:
         runs, losses = trained(options.quick, each)
+        gc.freeze()  # statsmodels collects garbage at each correction for many tests
         tables = tables_of(runs, losses, options.quick, each)
         compared = None if becomes_reference else differences(options.reference, tables, options.quick, each)
         if not options.check:
