@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import pickle
 import shlex
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from typing import Any
 
 import processes
 import pytest
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 
 from xor_study import RunSpec, run
 from xor_study.engines import Progress
@@ -142,6 +145,24 @@ def test_a_worker_that_is_killed_is_named_and_the_sweep_goes_on(tmp_path: Path) 
     assert "of 24 runs are done already" in resumed.out
     assert processes.start([*LONGER, "hydra.sweep.dir=undisturbed"], tmp_path).wait() == 0
     assert same(tmp_path / "sweep", tmp_path / "undisturbed")
+
+
+def test_a_result_is_handed_over_in_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[JobReturn] = []
+    instantiate = Plugins.instantiate_launcher
+
+    def watched(self: Plugins, **given: Any) -> Any:
+        launcher = instantiate(self, **given)
+        launch = launcher.launch
+        monkeypatch.setattr(launcher, "launch", lambda *told, **more: jobs.extend(launch(*told, **more)) or jobs)
+        return launcher
+
+    monkeypatch.setattr(Plugins, "instantiate_launcher", watched)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["xor-study", *STUDY, "hydra.sweep.dir=sweep", "shards=2"])
+    run.main()
+    assert {job.status for job in jobs} == {JobStatus.COMPLETED}
+    assert max(len(pickle.dumps(job)) for job in jobs) < 4096  # above 16,384 multiprocessing takes two writes
 
 
 def test_a_job_that_fails_is_named(

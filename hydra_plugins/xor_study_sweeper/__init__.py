@@ -6,12 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -51,18 +53,30 @@ class XORStudySweeper(Sweeper):
         """Train the shards of a sweep in jobs of the launcher; return what was wrong with which, as lines."""
         assert self.hydra_context is not None
         assert self.config is not None
-        name = self.config.hydra.job.config_name
-        task = partial(
-            _shard, self.hydra_context.config_loader, arguments, name, str(folder.absolute()), shards, identity
-        )
+        loader, name = self.hydra_context.config_loader, self.config.hydra.job.config_name
+        task = partial(_shard, loader, arguments, name, str(folder.absolute()), shards, identity)
+        callbacks = Callbacks()
+        callbacks.callbacks = [_Slim(), *self.hydra_context.callbacks.callbacks]
         launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=self.hydra_context, task_function=task, config=self.config
+            hydra_context=HydraContext(loader, callbacks), task_function=task, config=self.config
         )
         try:
             jobs = launcher.launch([["hydra.sweep.subdir=."]] * shards, initial_job_idx=0)
         except Exception as error:  # whatever a launcher raises for a lost job; the parts show what is missing
             return [one_line(error)]
         return [f"shard {at} of {shards}: {_problem(job)}" for at, job in enumerate(jobs) if _problem(job)]
+
+
+class _Slim(Callback):
+    """Leave the configuration out of what a job returns.
+
+    So a worker hands its result over in one write. Of two, header and rest, one that is killed in between would leave
+    joblib waiting for the rest for ever, deaf to Ctrl-C.
+    """
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Do so, after all other callbacks."""
+        job_return.cfg = job_return.hydra_cfg = None
 
 
 def _problem(job: JobReturn) -> str | None:
