@@ -46,7 +46,8 @@ def test_the_page_asks_for_nothing_outside_itself() -> None:
 
 def test_the_picker_has_the_counts_of_the_cells() -> None:
     page = (REFERENCE / PAGE).read_text()
-    data = json.loads(re.search(r"const data = (.*);\n", page)[1])  # type: ignore[index]
+    (found,) = re.findall(r"const data = (.*);\n", page)
+    data = json.loads(found)
     cells = read_table(REFERENCE, "cells")
     (chosen,) = (
         cell for cell in data["cells"] if cell[:5] == ["sgd", "0.1", "glorot_uniform", "axon 0.6.1", "tanh, sigmoid"]
@@ -81,8 +82,8 @@ def test_the_picker_works_in_a_browser(tmp_path: Path) -> None:
     flags += " --disable-component-update --disable-sync"
     command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", copy.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    body = html.unescape(re.search(r"<body>(.*)</body>", done.stdout, re.DOTALL)[1])  # type: ignore[index]
-    found = json.loads(body)
+    (body,) = re.findall(r"<body>(.*)</body>", done.stdout, re.DOTALL)
+    found = json.loads(html.unescape(body))
     assert found["errors"] == []
     first, loss, rate, init = found["states"]
     assert "NaN 184" in first[0]

@@ -150,7 +150,8 @@ def trained(quick: bool, each: Each = map) -> tuple[pd.DataFrame, pd.DataFrame]:
     # Half precisions first: no machine code is made for them, so they take longest.
     members = sorted(places(table), key=lambda rows: table["dtype"].iloc[rows[0]] not in HALF)
     progress, found = Progress(len(table), int(steps.sum())), []
-    with terminal.progress_bar(len(table)) as follow:
+    with terminal.progress_bar(len(table)) as follow, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)  # the half precisions of study=precision, as expected
         for rows, result in zip(members, each(_trained, (table.iloc[rows] for rows in members)), strict=True):
             found.append(result)
             progress.steps_done += int(steps[rows].sum())
@@ -162,9 +163,7 @@ def trained(quick: bool, each: Each = map) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _trained(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FallbackWarning)  # the half precisions of study=precision, as expected
-        result = train_table(table.reset_index(drop=True), Detail(), threads=1)
+    result = train_table(table.reset_index(drop=True), Detail(), threads=1)
     return result.runs, result.losses
 
 

@@ -88,9 +88,8 @@ def _logits(axes: Axes, corners: pd.DataFrame) -> None:
         marker, colour = _MARKERS[str(name)]
         shown = rows["logit"].where(np.isfinite(rows["logit"]))
         axes.plot(rows["step"], shown, marker=marker, color=colour, markersize=2.5, linewidth=0.8, label=str(name))
-    largest = corners["logit"].abs()[np.isfinite(corners["logit"])].max()
     axes.set(title="z of the four corners", ylabel="z")
-    _symmetric_log(axes, max(1.0, largest**0.25))
+    _symmetric_log(axes, 1.0)
     axes.legend(fontsize=7, ncols=4, handlelength=1.2, columnspacing=1)
 
 
