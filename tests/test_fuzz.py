@@ -12,10 +12,18 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from xor_study import plan, run
+from xor_study import compose, run
 from xor_study.spec import GROUPS, KEYS
 
-KNOWN = [*KEYS, *plan.CHOICES, *plan.SETTINGS, *plan.ALIASES, plan.STUDY, "hydra.sweep.dir", "hydra.run.dir"]
+KNOWN = [
+    *KEYS,
+    *compose.CHOICES,
+    *compose.SETTINGS,
+    *compose.ALIASES,
+    compose.STUDY,
+    "hydra.sweep.dir",
+    "hydra.run.dir",
+]
 ODD_KEYS = ["", ".", "..", "../x", "/etc/passwd", "lr.", ".lr", "optimizer.", "optimizer.name", "optimizer._target_"]
 ODD_KEYS += ["_target_", "+lr", "++lr", "~lr", "lr@x", "hydra", "hydra.job_logging", "+hydra.callbacks.a", "seed.seed"]
 ODD_VALUES = [

@@ -41,6 +41,7 @@ ORDER = [
     "shares",
     "terminal",
     "look",
+    "compose",
     "plan",
     "postmortem",
     "runner",
@@ -49,8 +50,8 @@ ORDER = [
     "__main__",
 ]
 ONLY_IN = {
-    "hydra": {"plan", "run"},
-    "omegaconf": {"plan", "run"},
+    "hydra": {"compose", "plan", "run"},
+    "omegaconf": {"compose", "plan", "run"},
     "matplotlib": {"figures"},
     "rich": {"terminal"},
     "llvmlite": {"engines"},

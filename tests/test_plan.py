@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.xor_study_sweeper import XORStudySweeper
 from xor_study import RunSpec, StudyError
-from xor_study.plan import CONFIG_DIR, SETTINGS, Plan, plan, register, values_of
+from xor_study.compose import CONFIG_DIR, SETTINGS, register, values_of
+from xor_study.plan import Plan, plan
 from xor_study.spec import FIELDS, GROUPS, OWN, distinct_rows, run_ids, table_of
 
 

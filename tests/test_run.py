@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from xor_study import RunSpec, XORNetwork, run, terminal, train
-from xor_study.plan import CONFIG_DIR, register
+from xor_study.compose import CONFIG_DIR, register
 from xor_study.records import read_runs
 from xor_study.spec import FIELDS, key_of
 

@@ -1,45 +1,53 @@
 """From a command line to a checked table of runs.
 
-Choices of groups become Hydra nodes here (`register`), made from the catalogues. A sweep is planned as columns: the
-configuration is composed once for each combination of group choices, and the other axes are laid over it as data.
+A sweep is planned as columns: the configuration is composed once for each combination of group choices, and the other
+axes are laid over it as data.
 """
 
 from __future__ import annotations
 
-import copy
 import difflib
 import itertools
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, QuotedString, RangeSweep
 from hydra.errors import HydraException
-from hydra.plugins.config_source import ConfigResult
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.catalogue import StudyError, show, suggestion
+from xor_study.compose import (
+    CHOICES,
+    CONFIG_DIR,
+    CONFIG_NAME,
+    SETTINGS,
+    STUDY,
+    VERSION_BASE,
+    compose,
+    composed,
+    hint,
+    is_plain,
+    leaves,
+    no_parameter,
+    options,
+    read_file,
+    register,
+    values_of,
+)
 from xor_study.engines import check_compilable, check_device, check_engine
 from xor_study.problems import one_line
 from xor_study.spec import DECLARED, FIELDS, GROUPS, KEYS, OWN, distinct_rows, key_of, plain, table_of
-
-CONFIG_NAME, VERSION_BASE = "config", "1.3"
-SETTINGS = ("engine", "device", "threads", "log", "shards", "dry_run")
-"""What is the same for a whole sweep and no part of a run."""
 
 CALLABLES = ("hydra.callbacks", "hydra.job_logging", "hydra.hydra_logging")
 """Parts of Hydra's configuration whose values may name any function."""
@@ -49,53 +57,12 @@ MOST_SHARDS = 10**5
 LOGS = ("epochs", "axon")
 """How the loss of a single run is printed."""
 
-CHOICES = (*GROUPS, "activation")
-"""Hydra's config groups of this package."""
 
 MOST_RUNS = 10**7
 """Of one sweep: about the memory that its table takes, 4 GB."""
 
 NAMED: dict[str, Collection[str]] = {"activation.hidden": HIDDEN_ACTIVATIONS, "activation.output": OUTPUT_ACTIVATIONS}
 """Keys that are no group and whose values are names all the same."""
-
-STUDY = "study"
-"""The config group of named grids, for sweeps only."""
-
-PROVIDER = "xor_study"
-"""Of the choices that are made of the catalogues, to Hydra."""
-
-_HERE = Path(__file__).resolve().parent
-CONFIG_DIR = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
-"""Beside this file in a wheel, beside the package in a checkout."""
-
-ALIASES = {
-    "learning_rate": "lr",
-    "rate": "lr",
-    "optimizer.lr": "lr",
-    "opt": "optimizer",
-    "initializer": "init",
-    "initialization": "init",
-    "weight_init": "init",
-    "loss_fn": "loss",
-    "criterion": "loss",
-    "hidden_activation": "activation.hidden",
-    "output_activation": "activation.output",
-    "nonlinearity": "activation.hidden",
-    "clipping": "clip",
-    "gradient_clipping": "clip",
-    "max_norm": "clip.bound",
-    "width": "hidden",
-    "hidden_size": "hidden",
-    "units": "hidden",
-    "batch_size": "batch",
-    "n_epochs": "epochs",
-    "steps": "iterations",
-    "precision": "dtype",
-    "random_seed": "seed",
-    "seeds": "seed",
-    "gpu": "device",
-}
-"""Other names that people use, for the hint in a message; nothing is accepted under them."""
 
 
 @dataclass(frozen=True)
@@ -120,54 +87,6 @@ class Plan:
     shards: int | None
     dry_run: bool
     duplicates: int
-
-
-def register() -> None:
-    """Make a Hydra choice of every entry of the catalogues, holding its parameters with their defaults."""
-    store = ConfigStore.instance()
-    for group, catalogue in GROUPS.items():
-        for name in catalogue:
-            parameters = {key: found.default for key, found in catalogue.parameters(name).items()}
-            store.store(group=group, name=name, node={"name": name, **parameters}, provider=PROVIDER)
-        for name, preset in catalogue.presets.items():
-            node = {"name": preset.name, **preset.parameters}
-            store.store(group=group, name=name, node=node, provider=PROVIDER)
-    for hidden, output in itertools.product(HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS):
-        node = {"hidden": hidden, "output": output}
-        store.store(group="activation", name=f"{hidden}_{output}", node=node, provider=PROVIDER)
-
-
-def values_of(config: DictConfig) -> dict[str, Any]:
-    """Return a composed configuration as one flat dictionary: fields of a run and settings.
-
-    Raises:
-        StudyError: if a value is missing, refers to something unknown, or is no single value.
-    """
-    try:
-        nested = OmegaConf.to_container(_without_hydra(config), resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise StudyError(f"{error.full_key}: {one_line(error)}") from error
-    assert isinstance(nested, dict)
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict) and key in CHOICES:
-            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
-        else:
-            flat[str(key)] = value
-    for group in GROUPS:
-        flat[group] = flat.pop(f"{group}.name", None)
-        if not isinstance(flat[group], str):
-            raise StudyError(f"{group}: its configuration has no name (known: {', '.join(GROUPS[group])})")
-    for key, value in flat.items():
-        if key not in KEYS and key not in SETTINGS:
-            raise StudyError(f"{key}: unknown key{_hint(key)}")
-        if isinstance(value, dict | list):
-            raise StudyError(f"{key}={show(value)}: must be one value")
-    return {KEYS.get(key, key): value for key, value in flat.items()}
-
-
-def _without_hydra(config: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", STUDY)])
 
 
 def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
@@ -209,17 +128,7 @@ def _check_key(override: Override, text: str) -> None:
     group, _, name = key.partition(".")
     if group in GROUPS and name == "name":
         raise StudyError(f"{show(key)}: unknown key; choose with {group}=...")
-    raise StudyError(f"{show(key)}: unknown key{_hint(key)}")
-
-
-def _hint(key: str) -> str:
-    """Return the end of a message about an unknown key: the nearest key, or all that stand at top level."""
-    known = list(dict.fromkeys([*CHOICES, *KEYS, *SETTINGS, STUDY]))
-    guesses = [ALIASES[key]] if key in ALIASES else [k for k in known if key and k.partition(".")[2] == key]
-    guesses = guesses or difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key, ALIASES, n=1)
-    if guesses:
-        return f"; did you mean {' or '.join(dict.fromkeys(ALIASES.get(guess, guess) for guess in guesses))}?"
-    return suggestion(key, sorted({k for k in known if "." not in k}))
+    raise StudyError(f"{show(key)}: unknown key{hint(key)}")
 
 
 def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_name: str = CONFIG_NAME) -> Plan:
@@ -347,9 +256,9 @@ def _grids(override: Override, loader: ConfigLoader, config_name: str, sweep: bo
 def _grids_of_file(name: str, loader: ConfigLoader, config_name: str, within: tuple[str, ...] = ()) -> list[list[str]]:
     """Return the grids of a study file, or of the studies that it lists."""
     _check_choice(STUDY, name, loader)
-    read = _read(loader, f"{STUDY}/{name}")
+    read = read_file(loader, f"{STUDY}/{name}")
     whole = read is not None and "defaults" not in read.config
-    config = read.config if read is not None and whole else _compose(loader, config_name, [], {STUDY: name})[STUDY]
+    config = read.config if read is not None and whole else compose(loader, config_name, [], {STUDY: name})[STUDY]
     found = OmegaConf.to_container(config)
     given = found if isinstance(found, dict) and len(found) == 1 else {}
     grids, studies = given.get("grids"), given.get("studies")
@@ -379,7 +288,7 @@ def _line(grid: Mapping[str, Any]) -> list[str]:
 def _grid(loader: ConfigLoader, overrides: Sequence[str], sweep: bool, config_name: str) -> Plan:
     """Return the plan of one grid, with its duplicates."""
     parsed = parse(overrides, loader)
-    as_data = _is_plain(loader, config_name) and not any(_refers(override) for override in parsed)
+    as_data = is_plain(loader, config_name) and not any(_refers(override) for override in parsed)
     laid = [override for override in parsed if override.is_sweep_override() or (as_data and _is_data(override))]
     fixed = [override.input_line or "" for override in parsed if override not in laid]
     axes = {override.key_or_group: _axis(override, sweep) for override in laid}
@@ -394,11 +303,11 @@ def _grid(loader: ConfigLoader, overrides: Sequence[str], sweep: bool, config_na
     value_axes = {key: axes[key] for key in axes if key not in CHOICES}
     strides = _strides(axes)
     combinations = list(itertools.product(*(enumerate(axes[key]) for key in group_axes)))
-    configs = _composed(loader, config_name, fixed, {key: axes[key] for key in group_axes})
+    configs = composed(loader, config_name, fixed, {key: axes[key] for key in group_axes})
     seeds = None if any(_references(config, axes) for config in configs) else value_axes.pop("seed", None)
     frames, places, settings = [], [], {}
     for config, combination in zip(configs, combinations, strict=True):
-        for key in [key for key, value in _leaves(config) if value == "???" and key in axes]:
+        for key in [key for key, value in leaves(config) if value == "???" and key in axes]:
             OmegaConf.update(config, key, axes[key][0])  # something, until the axis is laid over it
         values = values_of(config)
         settings = {name: values.pop(name) for name in SETTINGS}
@@ -428,32 +337,6 @@ def _is_data(override: Override) -> bool:
 
 def _refers(override: Override) -> bool:
     return not override.is_sweep_override() and "${" in str(override.value())
-
-
-@lru_cache(maxsize=64)
-def _is_plain(loader: ConfigLoader, config_name: str) -> bool:
-    """Return whether a primary configuration only lists groups and gives single values to keys outside them.
-
-    Then a choice brings its group's node and nothing else, and a value can be laid over the configuration instead of
-    being composed into it. Others, of a user, may refer to values, leave them open, or change a group's node.
-    """
-    read = _read(loader, config_name)
-    if read is None or any(read.header.values()):
-        return False
-    found = OmegaConf.to_container(read.config)
-    assert isinstance(found, dict)
-
-    def given(value: Any) -> bool:
-        return not isinstance(value, dict | list) and value != "???" and "${" not in str(value)
-
-    def listed(entry: Any) -> bool:
-        groups = list(entry.items()) if isinstance(entry, dict) else []
-        known = all(key in (*CHOICES, STUDY) or str(key).startswith("override hydra/") for key, _ in groups)
-        return entry == "_self_" or (known and all(given(name) for _, name in groups))
-
-    values = {key: value for key, value in found.items() if key not in ("defaults", "hydra")}
-    known = all(key in SETTINGS or (key in KEYS and "." not in key) for key in values)
-    return known and all(map(given, values.values())) and all(map(listed, found.get("defaults", [])))
 
 
 def _axis(override: Override, allowed: bool) -> list[Any]:
@@ -500,7 +383,7 @@ def check_choices(parsed: Sequence[Override], loader: ConfigLoader) -> None:
 
 def _check_choice(key: str, value: Any, loader: ConfigLoader) -> None:
     if key in (*CHOICES, STUDY):
-        known = _options(loader, key)
+        known = options(loader, key)
         if value not in known:
             end = suggestion(str(value), known) if key != "activation" else _activation_hint(str(value), known)
             raise StudyError(f"{key}={show(value)}: unknown{end}")
@@ -513,121 +396,13 @@ def _activation_hint(value: str, known: Sequence[str]) -> str:
     return f"{guess} (known: HIDDEN_OUTPUT with HIDDEN one of {hidden} and OUTPUT one of {output})"
 
 
-def _composed(
-    loader: ConfigLoader, config_name: str, fixed: Sequence[str], axes: Mapping[str, Sequence[str]]
-) -> list[DictConfig]:
-    """Return the configuration of each combination of choices, the last axis varying fastest.
-
-    Composing takes long, so a choice that brings nothing but its own group's node is composed only once, whatever it
-    is combined with.
-    """
-    first = tuple((key, choices[0]) for key, choices in axes.items())
-    plain_config = _is_plain(loader, config_name)
-    base, _ = _base(loader, config_name, tuple(fixed), () if plain_config and not fixed else first)
-    nodes: dict[tuple[str, str], Any] = {}
-    for key, choices in axes.items():
-        own = tuple(line for line in fixed if line.lstrip("+").startswith(f"{key}."))
-        for choice in choices:
-            node = _node(loader, config_name, own, () if plain_config else first, key, choice)
-            if node is None:
-                combinations = itertools.product(*axes.values())
-                chosen = [dict(zip(axes, combination, strict=True)) for combination in combinations]
-                return [_without_hydra(_compose(loader, config_name, fixed, choices)) for choices in chosen]
-            nodes[key, choice] = node
-    result = []
-    for combination in itertools.product(*axes.values()):
-        config = copy.deepcopy(base)
-        with read_write(config):
-            for key, choice in zip(axes, combination, strict=True):
-                config[key] = copy.deepcopy(nodes[key, choice])
-        result.append(config)
-    return result
-
-
-@lru_cache(maxsize=1024)
-def _node(
-    loader: ConfigLoader,
-    config_name: str,
-    fixed: tuple[str, ...],
-    first: tuple[tuple[str, str], ...],
-    key: str,
-    choice: str,
-) -> Any:
-    """Return what a choice brings, with what is fixed in it; None if it changes anything outside its group.
-
-    `first` are choices of the other groups to compose it with, where the configuration may leave them open.
-    """
-    default, choices = _base(loader, config_name, (), first)
-    if not fixed and choices.get(key) and _is_plain(loader, config_name):
-        own, usual = (_read(loader, f"{key}/{name}") for name in (choice, choices[key]))
-        if own and usual and own.provider == usual.provider == PROVIDER and default[key] == usual.config:
-            return own.config
-    alone = _without_hydra(_compose(loader, config_name, fixed, {**dict(first), key: choice}))
-    return alone._get_node(key) if _others(alone, key) == _others(default, key) else None
-
-
-@lru_cache(maxsize=64)
-def _base(
-    loader: ConfigLoader, config_name: str, fixed: tuple[str, ...] = (), chosen: tuple[tuple[str, str], ...] = ()
-) -> tuple[DictConfig, Mapping[str, str]]:
-    """Return a configuration without Hydra's own part, and the choice of each group."""
-    config = _compose(loader, config_name, fixed, dict(chosen))
-    return _without_hydra(config), config.hydra.runtime.choices
-
-
-@lru_cache(maxsize=256)
-def _read(loader: ConfigLoader, path: str) -> ConfigResult | None:
-    """Return a configuration file as it is written, or what stands for one, if Hydra finds it."""
-    source = next((source for source in loader.get_sources() if source.is_config(path)), None)
-    return None if source is None else source.load_config(path)
-
-
-@lru_cache(maxsize=64)
-def _options(loader: ConfigLoader, key: str) -> list[str]:
-    """Return the choices of a group."""
-    return list(loader.get_group_options(key))
-
-
-def _others(config: DictConfig, key: str) -> Any:
-    """Return all of a configuration but the node of one group, with references as they are written."""
-    return OmegaConf.to_container(OmegaConf.masked_copy(config, [str(k) for k in config if k != key]), resolve=False)
-
-
-def _compose(loader: ConfigLoader, config_name: str, fixed: Sequence[str], chosen: Mapping[str, str]) -> DictConfig:
-    lines = [*fixed, *(f"{group}={choice}" for group, choice in chosen.items())]
-    try:
-        config = loader.load_configuration(config_name, lines, run_mode=RunMode.RUN)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise StudyError(_composition_error(loader, config_name, lines, error)) from error
-    return config
-
-
-def _composition_error(loader: ConfigLoader, config_name: str, lines: Sequence[str], error: Exception) -> str:
-    """Return why a configuration can't be composed: mostly that a choice does not have the parameter."""
-    groups = [line for line in lines if line.partition("=")[0] in CHOICES]
-    for line in lines:
-        group, _, name = line.partition("=")[0].lstrip("+").partition(".")
-        if name and group in GROUPS and f"'{group}.{name}'" in str(error):
-            choice = loader.load_configuration(config_name, groups, run_mode=RunMode.RUN)[group]["name"]
-            return _no_parameter(group, choice, name)
-    return one_line(error)
-
-
-def _no_parameter(group: str, choice: str, name: str) -> str:
-    known = list(GROUPS[group].parameters(choice)) if choice in GROUPS[group] else []
-    has = f"it has {', '.join(f'{group}.{k}' for k in known)}" if known else "it has none"
-    return (
-        f"{group}.{name}: {group}={choice} has no such parameter ({has})" if choice else f"{group}.{name}: unknown key"
-    )
-
-
 def _expand(config: DictConfig, values: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
     """Return the rows of one combination of groups: `values` everywhere, but for the axes."""
     for key, given in axes.items():
         field = KEYS[key]
         if field not in values:
             group, _, name = key.partition(".")
-            raise StudyError(_no_parameter(group, str(values[group]), name))
+            raise StudyError(no_parameter(group, str(values[group]), name))
         for value in given:
             check_value(field, value, values)
     for field, value in values.items():
@@ -673,18 +448,8 @@ def _interpolated(
 
 def _references(config: DictConfig, axes: Mapping[str, Sequence[Any]]) -> dict[str, str]:
     """Return the values that refer to others, as they are written, by field."""
-    leaves = [(key, value) for key, value in _leaves(config) if key in KEYS and key not in axes]
-    return {KEYS[key]: value for key, value in leaves if isinstance(value, str) and "${" in value}
-
-
-def _leaves(config: DictConfig) -> Iterator[tuple[str, Any]]:
-    nested = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(nested, dict)
-    for key, value in nested.items():
-        if isinstance(value, dict) and key in CHOICES:
-            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
-        else:
-            yield str(key), value
+    raw = [(key, value) for key, value in leaves(config) if key in KEYS and key not in axes]
+    return {KEYS[key]: value for key, value in raw if isinstance(value, str) and "${" in value}
 
 
 def _strides(axes: Mapping[str, Sequence[Any]]) -> dict[str, int]:

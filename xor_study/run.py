@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from xor_study import look, plan, records, runner
+from xor_study import compose, look, plan, records, runner
 from xor_study.catalogue import StudyError
 from xor_study.engines import check_device, check_engine
 from xor_study.problems import in_one_line
@@ -47,9 +47,9 @@ def main() -> None:
         _check_usage(parser, arguments)
         _register()
         sys.argv[1:] = _check(arguments)
-        hydra.main(version_base=plan.VERSION_BASE, config_path=str(plan.CONFIG_DIR), config_name=plan.CONFIG_NAME)(
-            _task
-        )()
+        hydra.main(
+            version_base=compose.VERSION_BASE, config_path=str(compose.CONFIG_DIR), config_name=compose.CONFIG_NAME
+        )(_task)()
 
 
 def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -69,7 +69,7 @@ def _register() -> None:
     from hydra_plugins.xor_study_sweeper import XORStudySweeper
 
     plugins.register(XORStudySweeper)
-    plan.register()
+    compose.register()
 
 
 def _check(arguments: argparse.Namespace) -> list[str]:
@@ -78,9 +78,9 @@ def _check(arguments: argparse.Namespace) -> list[str]:
     if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
         return given
     overrides = list(arguments.overrides)
-    config_dir = Path(arguments.config_path or plan.CONFIG_DIR).absolute()
-    config_name = arguments.config_name or plan.CONFIG_NAME
-    with hydra.initialize_config_dir(str(config_dir), version_base=plan.VERSION_BASE):
+    config_dir = Path(arguments.config_path or compose.CONFIG_DIR).absolute()
+    config_name = arguments.config_name or compose.CONFIG_NAME
+    with hydra.initialize_config_dir(str(config_dir), version_base=compose.VERSION_BASE):
         loader = GlobalHydra.instance().config_loader()
         if arguments.config_dir:
             loader = _with_folder(loader, Path(arguments.config_dir))
@@ -122,8 +122,8 @@ def _task(config: DictConfig) -> float:
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     with in_one_line():
-        values = plan.values_of(config)
-        engine, device, threads, log, shards, dry_run = (values.pop(name) for name in plan.SETTINGS)
+        values = compose.values_of(config)
+        engine, device, threads, log, shards, dry_run = (values.pop(name) for name in compose.SETTINGS)
         check_device(device)
         check_engine(engine, device, threads)
         plan.check_log(log, sweep=False)
