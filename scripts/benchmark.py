@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -118,10 +119,13 @@ class Kernel:
             start = time.perf_counter()
             work(shares[0])
             return time.perf_counter() - start
+        ready = threading.Barrier(cores + 1)  # so that each thread has a core before the clock starts
         with ThreadPoolExecutor(cores) as pool:
-            list(pool.map(lambda _: time.sleep(0.01), shares))  # the threads are there
+            working = [pool.submit(lambda share=share: (ready.wait(), work(share))) for share in shares]
+            ready.wait()
             start = time.perf_counter()
-            list(pool.map(work, shares))
+            for task in working:
+                task.result()
             return time.perf_counter() - start
 
     def losses(self) -> np.ndarray:
