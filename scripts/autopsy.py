@@ -29,7 +29,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from xor_study.autopsy import autopsy
 from xor_study.files import write_atomically
-from xor_study.records import provenance
+from xor_study.sweeps.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 EXACT, ELSEWHERE, SILENT = "exact", "another line", "silent"

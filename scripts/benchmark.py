@@ -39,15 +39,15 @@ from rich.console import Console
 from rich.table import Table
 
 from xor_study import RunSpec, XORNetwork, train
-from xor_study.data import BATCH_STREAM, Batches, splitmix64
 from xor_study.engines import lanes
 from xor_study.engines.lanes.llvm import empty
 from xor_study.files import write_atomically
-from xor_study.optimizers import OPTIMIZERS
-from xor_study.outcome import Detail
-from xor_study.records import provenance
-from xor_study.spec import table_of
-from xor_study.training import cohorts
+from xor_study.model.data import BATCH_STREAM, Batches, splitmix64
+from xor_study.model.optimizers import OPTIMIZERS
+from xor_study.sweeps.provenance import provenance
+from xor_study.training.cohorts import cohorts
+from xor_study.training.outcome import Detail
+from xor_study.training.table import table_of
 
 HERE = Path(__file__).resolve().parent
 LR = 0.01

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 from xor_study import RunSpec
-from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.engines import train_table, vmap
 from xor_study.files import write_atomically
-from xor_study.losses import LOSSES, check_pairing
-from xor_study.optimizers import CLIPPINGS, OPTIMIZERS
-from xor_study.outcome import Detail
-from xor_study.records import provenance
-from xor_study.spec import table_of
+from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from xor_study.model.losses import LOSSES, check_pairing
+from xor_study.model.optimizers import CLIPPINGS, OPTIMIZERS
+from xor_study.sweeps.provenance import provenance
+from xor_study.training.outcome import Detail
+from xor_study.training.table import table_of
 
 SHORT = {"epochs": 1, "iterations": 5, "lr": 0.01, "dtype": "float64"}
 PARAMETERS, MEASURES = 1e-13, 1e-12

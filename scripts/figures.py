@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from xor_study.errors import in_one_line
 from xor_study.figures import FIGURES
-from xor_study.problems import in_one_line
 from xor_study.reproduce import REFERENCE, draw
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from xor_study import batches, run
+from xor_study import run
+from xor_study.sweeps import chunks as batches
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["xor_study.run", "xor_study.engines.lanes", "hydra_plugins.xor_study_sweeper"])

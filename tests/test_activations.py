@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 
 X = torch.linspace(-8, 8, 1001, dtype=torch.float64)
 SELU_SCALE, SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from xor_study import RunSpec, StudyError, train
-from xor_study.cells import Study, curves, describe, examples
-from xor_study.records import RUNS, read_runs, write_table
-from xor_study.statistics import wilson
+from xor_study.analysis.cells import Study, curves, describe, examples
+from xor_study.analysis.statistics import wilson
+from xor_study.files import write_table
+from xor_study.sweeps.records import RUNS, read_runs
 
 
 @pytest.fixture(scope="module")

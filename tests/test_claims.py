@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xor_study.cells import Study
-from xor_study.claims import AXON, CLAIMS, NEWEST, VERDICTS, Evidence, verdicts
+from xor_study.analysis.cells import Study
 from xor_study.reproduce import REFERENCE, read_table
+from xor_study.study.claims import AXON, CLAIMS, NEWEST, VERDICTS, Evidence, verdicts
 
 ARTICLE = """capacity symptom cause_learning_rate cause_initialization cause_loss cause_activation_pairing
 fix_newest_version fix_sgd_0_01 fix_adam practice_small_rate practice_adam_stable practice_relu

@@ -10,16 +10,11 @@ import pytest
 import torch
 
 from xor_study import RunSpec, StudyError, conformance
-from xor_study.activations import sigmoid
 from xor_study.conformance import VERSIONS, floats, read_trace, replay
 from xor_study.engines import ENGINES
-from xor_study.losses import (
-    LOSSES,
-    clipped_gradient,
-    exponential_sigmoid_gradient,
-    softplus_gradient,
-)
-from xor_study.outcome import running_mean
+from xor_study.model.activations import sigmoid
+from xor_study.model.losses import LOSSES, clipped_gradient, exponential_sigmoid_gradient, softplus_gradient
+from xor_study.training.outcome import running_mean
 
 DATA = Path(__file__).parent / "data/axon"
 TRACES = sorted(DATA.glob("trace_*.json"))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from xor_study.catalogue import StudyError
-from xor_study.data import BATCH_STREAM, CORNERS, TARGETS, Batches, batch_words, initial_draws, splitmix64
+from xor_study.errors import StudyError
+from xor_study.model.data import BATCH_STREAM, CORNERS, TARGETS, Batches, batch_words, initial_draws, splitmix64
 
 MASK = 2**64 - 1
 

@@ -11,11 +11,11 @@ import torch
 from devices import NEEDS_CUDA
 
 from xor_study import Progress, Result, RunSpec, StudyError, train
-from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
-from xor_study.data import Batches
 from xor_study.engines import ENGINES, FallbackWarning, vmap
-from xor_study.losses import LOSSES
-from xor_study.optimizers import CLIPPINGS, OPTIMIZERS
+from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from xor_study.model.data import Batches
+from xor_study.model.losses import LOSSES
+from xor_study.model.optimizers import CLIPPINGS, OPTIMIZERS
 
 
 @functools.cache

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from xor_study import compose, run
-from xor_study.spec import GROUPS, KEYS
+from xor_study import run
+from xor_study.sweeps import compose
+from xor_study.training.spec import GROUPS, KEYS
 
 KNOWN = [
     *KEYS,

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from xor_study import RunSpec
-from xor_study.data import initial_draws
-from xor_study.initializers import INITIALIZERS
-from xor_study.spec import table_of
-from xor_study.training import initial_parameters
+from xor_study.model.data import initial_draws
+from xor_study.model.initializers import INITIALIZERS
+from xor_study.training.cohorts import initial_parameters
+from xor_study.training.table import table_of
 
 AXON = {
     entry["name"]: entry

@@ -13,8 +13,7 @@ import torch
 from scipy import special
 
 from xor_study import RunSpec, StudyError, train
-from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
-from xor_study.data import Batches
+from xor_study.analysis.statistics import paired
 from xor_study.engines import lanes, vmap
 from xor_study.engines.lanes import native
 from xor_study.engines.lanes.functions import EXPANSIONS
@@ -22,12 +21,13 @@ from xor_study.engines.lanes.llvm import LANES, Loop, NotCompilable, empty, lowe
 from xor_study.engines.lanes.native import Kernel
 from xor_study.engines.lanes.program import FUNCTIONS, OPERATIONS, Builder, Program
 from xor_study.engines.lanes.trace import trace
-from xor_study.losses import LOSSES, check_pairing
-from xor_study.optimizers import CLIPPINGS, OPTIMIZERS
-from xor_study.outcome import Detail
-from xor_study.spec import table_of
-from xor_study.statistics import paired
-from xor_study.training import cohorts
+from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from xor_study.model.data import Batches
+from xor_study.model.losses import LOSSES, check_pairing
+from xor_study.model.optimizers import CLIPPINGS, OPTIMIZERS
+from xor_study.training.cohorts import cohorts
+from xor_study.training.outcome import Detail
+from xor_study.training.table import table_of
 
 Map = Callable[[Any], np.ndarray]
 

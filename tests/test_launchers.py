@@ -17,9 +17,9 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 
 from xor_study import RunSpec, run
-from xor_study.engines import Progress
-from xor_study.spec import table_of
-from xor_study.sweep import Sweep
+from xor_study.engines.results import Progress
+from xor_study.sweeps.sweep import Sweep
+from xor_study.training.table import table_of
 
 STUDY = ["-m", "epochs=1", "iterations=100", "optimizer=sgd,adam", "seed=range(0,40)"]
 LONGER = ["-m", "epochs=1", "iterations=100", "seed=range(0,24)", "engine=plain"]

@@ -11,51 +11,31 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "xor_study"
 
 ORDER = [
-    "catalogue",
-    "problems",
+    "errors",
     "files",
     "autopsy",
-    "activations",
-    "initializers",
-    "losses",
-    "optimizers",
-    "data",
-    "network",
-    "spec",
+    "model",
     "training",
-    "outcome",
     "engines",
-    "batches",
-    "parts",
-    "records",
-    "sweep",
-    "statistics",
-    "cells",
-    "mechanism",
-    "conformance",
-    "probes",
-    "monitors",
-    "claims",
+    "analysis",
     "figures",
-    "report",
-    "shares",
-    "terminal",
-    "look",
-    "compose",
-    "plan",
+    "sweeps",
+    "study",
     "postmortem",
-    "runner",
+    "conformance",
     "reproduce",
     "run",
     "__main__",
 ]
+"""Each folder or module may import those above it; docs/architecture.md says what each is for."""
+
 ONLY_IN = {
-    "hydra": {"compose", "plan", "run"},
-    "omegaconf": {"compose", "plan", "run"},
+    "hydra": {"sweeps", "run"},
+    "omegaconf": {"sweeps", "run"},
     "matplotlib": {"figures"},
-    "rich": {"terminal"},
+    "rich": {"sweeps"},
     "llvmlite": {"engines"},
-    "filelock": {"parts", "sweep"},
+    "filelock": {"sweeps"},
 }
 
 
@@ -70,19 +50,18 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def room(path: Path) -> str:
-    """Return where a file belongs; what only starts a command line may stand in any folder."""
+def folder(path: Path) -> str:
+    """Return where a file belongs; what only starts a command line may be in any folder."""
     if path.name == "__main__.py":
         return "__main__"
-    relative = path.relative_to(PACKAGE)
-    return relative.parts[0].removesuffix(".py")
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
-def test_every_room_has_its_place() -> None:
-    assert {room(path) for path in FILES} == set(ORDER)
+def test_every_folder_is_in_the_order() -> None:
+    assert {folder(path) for path in FILES} == set(ORDER)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -90,31 +69,35 @@ def test_imports_go_one_way(path: Path) -> None:
     for name in imports(path):
         top, *rest = name.split(".")
         if top == "xor_study" and rest and rest[0] in ORDER:
-            assert ORDER.index(rest[0]) <= ORDER.index(room(path)), name
+            assert ORDER.index(rest[0]) <= ORDER.index(folder(path)), name
         if top == "xor_study" and rest and rest[0] not in ORDER:
             assert rest == ["__version__"], f"{name}: import from the module that has it"
-        assert room(path) in ONLY_IN.get(top, {room(path)}), name
+        assert folder(path) in ONLY_IN.get(top, {folder(path)}), name
 
 
 def test_the_autopsy_knows_nothing_of_the_rest() -> None:
-    names = {name for path in FILES if room(path) == "autopsy" for name in imports(path)}
+    names = {name for path in FILES if folder(path) == "autopsy" for name in imports(path)}
     assert all(name.startswith("xor_study.autopsy.") for name in names if name.startswith("xor_study"))
 
 
-def test_figures_know_no_torch() -> None:
-    for path in [*(PACKAGE / "figures").glob("*.py"), PACKAGE / "claims.py", PACKAGE / "report.py"]:
+def test_figures_and_claims_know_no_torch() -> None:
+    for path in [
+        *(PACKAGE / "figures").glob("*.py"),
+        *(PACKAGE / "study" / f"{name}.py" for name in ("claims", "report")),
+    ]:
         assert not any(name.startswith("torch") for name in imports(path))
 
 
 def test_a_traced_program_is_made_anew_when_its_sources_change() -> None:
-    """The cache's key hashes all modules that the engine imports by any way, but for how files are written."""
-    found, todo = set(), {"engines.lanes.loops"}
+    """The cache's key hashes whole folders: those that hold all modules that the engine imports by any way."""
+    seen, todo = set(), {"engines.lanes.loops"}
     while todo:
         module = todo.pop()
-        found.add(module)
+        seen.add(module)
         path = PACKAGE / (module.replace(".", "/") + ".py")
         if path.is_file():
             names = {name.removeprefix("xor_study.") for name in imports(path) if name.startswith("xor_study.")}
-            todo |= {name for long in names for name in (long, long.rpartition(".")[0]) if name} - found
-    modules = {name for name in found if (PACKAGE / f"{name}.py").is_file()}
-    assert modules - {"files"} == set(TRACED)
+            todo |= {name for long in names for name in (long, long.rpartition(".")[0]) if name} - seen
+    files = {path for path in FILES if str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".") in seen}
+    own = {folder(path) for path in files if not path.is_relative_to(PACKAGE / "engines/lanes")}
+    assert own - {"files"} == {name.removesuffix(".py") for name in TRACED}

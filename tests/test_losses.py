@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from xor_study.activations import OUTPUT_ACTIVATIONS
-from xor_study.catalogue import StudyError
-from xor_study.losses import LOSSES, check_pairing
+from xor_study.errors import StudyError
+from xor_study.model.activations import OUTPUT_ACTIVATIONS
+from xor_study.model.losses import LOSSES, check_pairing
 
 LOGIT = torch.linspace(-12, 12, 97, dtype=torch.float64)
 

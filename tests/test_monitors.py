@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xor_study import RunSpec, monitors, train
-from xor_study.cells import Study
+from xor_study import RunSpec, train
+from xor_study.analysis.cells import Study
+from xor_study.study import monitors
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from xor_study.optimizers import CLIPPINGS, OPTIMIZERS, PolarisAdam
-from xor_study.spec import RunSpec
+from xor_study.model.optimizers import CLIPPINGS, OPTIMIZERS, PolarisAdam
+from xor_study.training.spec import RunSpec
 
 STEPS = 500
 CASES: list[tuple[str, dict[str, Any]]] = [

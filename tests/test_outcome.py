@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from xor_study import RunSpec, train
-from xor_study.outcome import log_spaced, threshold_losses
-from xor_study.spec import table_of
-from xor_study.training import cohorts
+from xor_study.training.cohorts import cohorts
+from xor_study.training.outcome import log_spaced, threshold_losses
+from xor_study.training.table import table_of
 
 SPECS = [
     RunSpec(lr=1.0, epochs=3, iterations=70, seed=1),

@@ -13,16 +13,16 @@ import pytest
 import torch
 
 from xor_study import RunSpec, StudyError, train
-from xor_study.data import CORNERS
+from xor_study.analysis.statistics import wilson
 from xor_study.engines import plain
-from xor_study.outcome import Detail
+from xor_study.model.data import CORNERS
 from xor_study.postmortem import Postmortem, examine
+from xor_study.postmortem.chain import climb
 from xor_study.postmortem.cli import main
-from xor_study.postmortem.links import climb
 from xor_study.postmortem.replay import Settings, replay, trained
-from xor_study.spec import table_of
-from xor_study.statistics import wilson
-from xor_study.training import cohorts
+from xor_study.training.cohorts import cohorts
+from xor_study.training.outcome import Detail
+from xor_study.training.table import table_of
 
 AXON = RunSpec(loss="axon_0_6_1", seed=109)
 ROOT = Path(__file__).resolve().parents[1]

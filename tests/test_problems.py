@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from yaml import YAMLError
 
-from xor_study.catalogue import StudyError
-from xor_study.problems import in_one_line, interrupts_held, one_line
+from xor_study.errors import StudyError, in_one_line, interrupts_held, one_line
 
 
 @pytest.mark.parametrize(

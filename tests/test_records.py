@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xor_study import records
+from xor_study.files import write_table
 
 ROWS = 60_000  # more than are written at once
 FLOATS = np.concatenate([[0.1, -0.0, np.nan, np.inf, -np.inf], np.arange(5, ROWS) / 8])
@@ -44,14 +44,14 @@ COLUMNS: dict[str, tuple[Any, list[str]]] = {
 def test_a_column_is_written_value_by_value(name: str, tmp_path: Path) -> None:
     values, texts = COLUMNS[name]
     table = pd.DataFrame({"before": np.arange(ROWS), name: values, "after": "z"})
-    records.write_table(tmp_path / "table.csv", table)
+    write_table(tmp_path / "table.csv", table)
     lines = [f"{row},{text},z" for row, text in enumerate(texts)]
     assert (tmp_path / "table.csv").read_text().split("\n") == [f"before,{name},after", *lines, ""]
 
 
 def test_a_compressed_table_has_the_same_text_and_always_the_same_bytes(tmp_path: Path) -> None:
     table = pd.DataFrame({name: values for name, (values, _) in COLUMNS.items()})
-    paths = [records.write_table(tmp_path / name, table) for name in ("plain.csv", "one.csv.gz", "other.csv.gz")]
+    paths = [write_table(tmp_path / name, table) for name in ("plain.csv", "one.csv.gz", "other.csv.gz")]
     plain, one, other = (path.read_bytes() for path in paths)
     assert one == other
     assert gzip.decompress(one) == plain
@@ -60,6 +60,6 @@ def test_a_compressed_table_has_the_same_text_and_always_the_same_bytes(tmp_path
 def test_the_shortest_text_of_a_float_reads_back_as_the_same_float(tmp_path: Path) -> None:
     bits = np.random.default_rng(0).integers(0, 1 << 63, 100_000, dtype=np.uint64)
     values = bits.view(np.float64)
-    records.write_table(tmp_path / "table.csv", pd.DataFrame({"value": values}))
+    write_table(tmp_path / "table.csv", pd.DataFrame({"value": values}))
     again = [float(line) for line in (tmp_path / "table.csv").read_text().split()[1:]]
     np.testing.assert_array_equal(np.array(again), values)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from xor_study.claims import CLAIMS
 from xor_study.figures import FIGURES
-from xor_study.report import CAPTIONS, MARKDOWN, PAGE
 from xor_study.reproduce import REFERENCE, read_table
+from xor_study.study.claims import CLAIMS
+from xor_study.study.report import CAPTIONS, MARKDOWN, PAGE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian's package chromium)")

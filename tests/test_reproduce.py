@@ -14,7 +14,7 @@ import pytest
 
 from xor_study import reproduce
 from xor_study.figures import FIGURES
-from xor_study.records import write_table
+from xor_study.files import write_table
 from xor_study.reproduce import PROVENANCE, REFERENCE, differences, environment, read_table, table_path
 
 Tables = dict[str, pd.DataFrame]

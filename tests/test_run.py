@@ -16,10 +16,11 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from xor_study import RunSpec, XORNetwork, run, terminal, train
-from xor_study.compose import CONFIG_DIR, register
-from xor_study.records import read_runs
-from xor_study.spec import FIELDS, key_of
+from xor_study import RunSpec, XORNetwork, run, train
+from xor_study.sweeps import terminal
+from xor_study.sweeps.compose import CONFIG_DIR, register
+from xor_study.sweeps.records import read_runs
+from xor_study.training.spec import FIELDS, key_of
 
 SHORT = ("epochs=2", "iterations=30")
 Call = Callable[..., tuple[int, str, str]]

@@ -9,9 +9,12 @@ import pytest
 import yaml
 from scipy.stats import multinomial
 
-from xor_study import RunSpec, StudyError, figures, look, records, terminal, train
-from xor_study.shares import cells, compared, keys_of
-from xor_study.statistics import paired_difference
+from xor_study import RunSpec, StudyError, figures, train
+from xor_study.analysis.shares import cells, compared, keys_of
+from xor_study.analysis.statistics import paired_difference
+from xor_study.files import write_table
+from xor_study.sweeps import commands as look
+from xor_study.sweeps import records, terminal
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,7 +70,7 @@ def test_two_tables_are_paired_by_what_they_share(runs: pd.DataFrame) -> None:
 
 
 def test_a_table_from_a_file_pairs_with_itself(runs: pd.DataFrame, tmp_path: Path) -> None:
-    records.write_table(tmp_path / "runs.csv", runs)
+    write_table(tmp_path / "runs.csv", runs)
     differing, found = compared(records.read_runs(tmp_path), runs)
     assert differing == {}
     assert found.groupby(["optimizer", "lr"])["pairs"].first().tolist() == [6] * 4
@@ -113,7 +116,7 @@ def test_numbers_survive_the_comparison() -> None:
 
 
 def test_a_sweep_is_drawn_as_one_bar_a_cell(runs: pd.DataFrame, tmp_path: Path) -> None:
-    records.write_table(tmp_path / "runs.csv", runs)
+    write_table(tmp_path / "runs.csv", runs)
     look.main(["show", str(tmp_path), "--figure"])
     keys = keys_of(runs, ())
     figure = figures.outcomes(cells(runs, keys), keys)
@@ -129,7 +132,7 @@ def test_a_sweep_is_drawn_as_one_bar_a_cell(runs: pd.DataFrame, tmp_path: Path) 
 
 def test_too_many_cells_for_a_figure_are_said(runs: pd.DataFrame, tmp_path: Path) -> None:
     many = pd.concat([runs.head(1).assign(lr=0.1 + i) for i in range(121)])
-    records.write_table(tmp_path / "runs.csv", many)
+    write_table(tmp_path / "runs.csv", many)
     with pytest.raises(StudyError, match="121 cells are too many for a figure"):
         look.main(["show", str(tmp_path), "--figure"])
     assert [path.name for path in tmp_path.iterdir()] == ["runs.csv"]

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from xor_study import RunSpec, StudyError, train
-from xor_study.spec import FIELDS, KEYS, key_of, run_ids, table_of
+from xor_study.training.spec import FIELDS, KEYS, key_of
+from xor_study.training.table import run_ids, table_of
 
 FROZEN = {
     "article": (RunSpec(), "3e78bafa301a00577265"),

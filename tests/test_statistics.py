@@ -8,7 +8,15 @@ import pytest
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
-from xor_study.statistics import decomposition, holm, paired, paired_difference, paired_shift, two_samples, wilson
+from xor_study.analysis.statistics import (
+    decomposition,
+    holm,
+    paired,
+    paired_difference,
+    paired_shift,
+    two_samples,
+    wilson,
+)
 
 
 def test_wilson_is_the_interval_of_its_formula() -> None:

@@ -21,7 +21,7 @@ import pytest
 from processes import RUNS_OF_A_BATCH, Command, start
 
 from xor_study import RunSpec, train
-from xor_study.records import read_losses, read_runs
+from xor_study.sweeps.records import read_losses, read_runs
 
 STUDY = ["-m", "epochs=2", "iterations=100", "optimizer=sgd,adam", "lr=0.1,1", "seed=range(0,100)"]
 RUNS = 400

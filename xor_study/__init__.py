@@ -2,10 +2,11 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from xor_study.catalogue import StudyError
-from xor_study.engines import Progress, Result, train
-from xor_study.network import XORNetwork
-from xor_study.spec import RunSpec
+from xor_study.engines import train
+from xor_study.engines.results import Progress, Result
+from xor_study.errors import StudyError
+from xor_study.model.network import XORNetwork
+from xor_study.training.spec import RunSpec
 
 try:
     __version__ = version("xor-study")

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xor_study.catalogue import StudyError, suggestion
-from xor_study.engines import ENGINES, Result, train
-from xor_study.losses import LOSSES
-from xor_study.outcome import running_mean
-from xor_study.problems import in_one_line
-from xor_study.spec import RunSpec
+from xor_study.engines import ENGINES, train
+from xor_study.engines.results import Result
+from xor_study.errors import StudyError, in_one_line, suggestion
+from xor_study.model.losses import LOSSES
+from xor_study.training.outcome import running_mean
+from xor_study.training.spec import RunSpec
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
+import orjson
+import pandas as pd
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], prefix: str | None = None) -> Path:
@@ -44,3 +50,76 @@ def sweep_up(folder: Path, prefix: str) -> None:
     """Remove temporary files that killed processes left; only for who holds the lock under which they are written."""
     for path in folder.glob(f"{prefix}*"):
         path.unlink(missing_ok=True)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> Path:
+    """Write a table as CSV: None and <NA> as empty cells, NaN and infinity of a float column as `nan` and `inf`.
+
+    A path that ends in `.gz` is compressed, to the same bytes for the same table.
+    """
+
+    def write(stream: IO[bytes]) -> None:
+        stream.write((",".join(map(_cell, table.columns)) + "\n").encode())
+        for start in range(0, len(table), ROWS_AT_ONCE):
+            stream.write("\n".join([*_lines(table.iloc[start : start + ROWS_AT_ONCE]), ""]).encode())
+
+    def compress(stream: IO[bytes]) -> None:
+        with gzip.GzipFile("", "wb", fileobj=stream, mtime=0) as packed:
+            write(packed)  # type: ignore[arg-type]
+
+    return write_atomically(path, compress if path.suffix == ".gz" else write)
+
+
+ROWS_AT_ONCE = 50_000
+
+
+def _lines(table: pd.DataFrame) -> Iterator[str]:
+    """Return the lines of a CSV file; columns beside each other that say the same everywhere are joined once."""
+    columns: list[Iterable[str]] = []
+    same: list[str] = []
+    for texts in [*(_texts(table[name]) for name in table), None]:
+        if isinstance(texts, str):
+            same.append(texts)
+            continue
+        columns += [itertools.repeat(",".join(same), len(table))] if same else []
+        columns += [] if texts is None else [texts]
+        same = []
+    return map(",".join, zip(*columns, strict=True))
+
+
+def _texts(column: pd.Series[Any]) -> str | Iterable[str]:
+    """Return a column as it is written: floats as short as they can be, None as nothing; one text if all are equal."""
+    kind = column.dtype.kind if isinstance(column.dtype, np.dtype) else ""
+    unlike = column.head(100).nunique(dropna=False) > 50  # such as measures and identities: no search for equal ones
+    if unlike and kind in ("i", "u", "f"):
+        return _numbers(column.to_numpy())
+    if unlike and not column.hasnans and pd.api.types.infer_dtype(column, skipna=False) == "string":
+        values = column.tolist()
+        return values if "".join(values).isalnum() else map(_cell, values)
+    texts: list[str]
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        codes, texts = column.cat.codes.to_numpy(), [*map(_cell, column.cat.categories), ""]
+    else:
+        codes, found = pd.factorize(column, use_na_sentinel=False)
+        texts = _numbers(found.to_numpy()) if kind == "f" else [*map(_cell, found)]
+    if (codes == codes[0]).all():
+        return texts[int(codes[0])]
+    return [texts[code] for code in codes.tolist()]
+
+
+def _numbers(values: np.ndarray) -> list[str]:
+    """Return the shortest texts that read back as the same numbers; what JSON can't say as `nan`, `inf` and `-inf`."""
+    texts = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY).decode()[1:-1].split(",")
+    for index in np.flatnonzero(~np.isfinite(values)):
+        texts[index] = repr(float(values[index]))
+    return texts
+
+
+def _cell(value: Any) -> str:
+    """Return a value as one cell of a CSV file (RFC 4180), a missing one as nothing."""
+    if pd.isna(value):
+        return ""
+    text = repr(float(value)) if isinstance(value, float) else str(value)  # float: not numpy's own repr
+    if text.isalnum():
+        return text
+    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text

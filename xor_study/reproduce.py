@@ -31,17 +31,22 @@ import numpy as np
 import pandas as pd
 import torch
 
-from xor_study import claims, conformance, figures, mechanism, monitors, plan, probes, records, report, terminal
-from xor_study.catalogue import StudyError
-from xor_study.cells import CELL, Study, curves, examples, seeds_of_each_cell
-from xor_study.engines import FallbackWarning, Progress, train_table
+from xor_study import conformance, figures
+from xor_study.analysis import axon
+from xor_study.analysis.cells import CELL, Study, curves, examples, seeds_of_each_cell
+from xor_study.analysis.statistics import holm, two_samples
+from xor_study.engines import FallbackWarning, train_table
 from xor_study.engines.lanes import cores, native
-from xor_study.files import write_atomically
-from xor_study.outcome import OUTCOMES, Detail
-from xor_study.problems import in_one_line
-from xor_study.spec import HALF, KEYS, RunSpec
-from xor_study.statistics import holm, two_samples
-from xor_study.training import places
+from xor_study.engines.results import Progress
+from xor_study.errors import StudyError, in_one_line
+from xor_study.files import write_atomically, write_table
+from xor_study.study import claims, mechanism, monitors, report
+from xor_study.study import evidence as probes
+from xor_study.sweeps import plan, records, terminal
+from xor_study.sweeps.provenance import provenance
+from xor_study.training.cohorts import places
+from xor_study.training.outcome import OUTCOMES, Detail
+from xor_study.training.spec import HALF, KEYS, RunSpec
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 REFERENCE = CHECKOUT / "results/reference"
@@ -159,7 +164,7 @@ def trained(quick: bool, each: Each = map) -> tuple[pd.DataFrame, pd.DataFrame]:
             follow(progress)
     order = np.argsort(np.concatenate(members))
     runs, losses = (pd.concat(tables).iloc[order] for tables in zip(*found, strict=True))
-    return runs.reset_index(drop=True).assign(**records.provenance()), losses
+    return runs.reset_index(drop=True).assign(**provenance()), losses
 
 
 def _trained(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -207,10 +212,7 @@ def _tables(study: Study, losses: pd.DataFrame, seeds: int, each: Each) -> dict[
 
 def _mechanism_runs(study: Study) -> pd.DataFrame:
     """Return the runs of `study=mechanism`."""
-    switches = mechanism.SWITCHES
-    cells = [
-        study.where(*switches, loss="axon_binary_cross_entropy", **setting) for setting in claims.SETTINGS.values()
-    ]
+    cells = [study.where(*axon.SWITCHES, loss=axon.LOSS, **setting) for setting in claims.SETTINGS.values()]
     runs = study.pooled(pd.concat(cells))
     kept: pd.DataFrame = runs[runs["seed"] < runs.groupby("cell")["seed"].transform("size").min()]
     return kept
@@ -247,7 +249,7 @@ def write(folder: Path, tables: Mapping[str, pd.DataFrame], command: str, second
     """Write all of a reproduction into a folder: tables, figures, page, and last where it comes from."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        records.write_table(table_path(folder, name), table)
+        write_table(table_path(folder, name), table)
     list(each(partial(draw, folder), figures.FIGURES))
     record: dict[str, Any] = {
         "command": command,
@@ -257,7 +259,7 @@ def write(folder: Path, tables: Mapping[str, pd.DataFrame], command: str, second
         "seconds": round(seconds, 1),
         "cores": torch.get_num_threads(),
         "environment": environment(),
-        **records.provenance(),
+        **provenance(),
     }
     report.write(folder, lambda table: read_table(folder, table), record)
     hashes = {str(path.relative_to(folder)): _hash(path) for path in sorted(folder.rglob("*")) if _is_hashed(path)}

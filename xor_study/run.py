@@ -25,11 +25,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from xor_study import compose, look, plan, records, runner
-from xor_study.catalogue import StudyError
 from xor_study.engines import check_device, check_engine
-from xor_study.problems import in_one_line
-from xor_study.spec import table_of
+from xor_study.errors import StudyError, in_one_line
+from xor_study.sweeps import commands as look
+from xor_study.sweeps import compose, plan, records, runner
+from xor_study.training.table import table_of
 
 SWEEPER = "xor_study"
 """Our own in Hydra's group of sweepers."""

@@ -18,9 +18,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from xor_study import plan, records, runner
-from xor_study.problems import one_line
-from xor_study.sweep import Sweep
+from xor_study.errors import one_line
+from xor_study.sweeps import plan, records, runner
+from xor_study.sweeps.sweep import Sweep
 
 
 class XORStudySweeper(Sweeper):

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from xor_study.autopsy.finiteness import looks_finite, tensors_in
 from xor_study.autopsy.modules import Modules
-from xor_study.autopsy.near import NearMisses
+from xor_study.autopsy.near_misses import NearMisses
 from xor_study.autopsy.report import Report, StepSummary
 from xor_study.autopsy.watch import COMPILED, Watch, storage_key
 

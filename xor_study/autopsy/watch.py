@@ -13,7 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from xor_study.autopsy import sources
-from xor_study.autopsy.batch import SIZE, Batch, Part, Record
+from xor_study.autopsy.deferred import SIZE, Batch, Part, Record
 from xor_study.autopsy.finiteness import (
     State,
     Summary,
@@ -27,11 +27,11 @@ from xor_study.autopsy.finiteness import (
     tensors_in,
 )
 from xor_study.autopsy.modules import Modules
-from xor_study.autopsy.near import NearMisses
+from xor_study.autopsy.near_misses import NearMisses
 from xor_study.autopsy.operations import Operation, describe
 from xor_study.autopsy.report import Event, NonFiniteError, Report
 from xor_study.autopsy.sources import Site, Source, Stack
-from xor_study.autopsy.verdicts import Call, Candidate, Operand, Value, Verdicts
+from xor_study.autopsy.taint import Call, Candidate, Operand, Value, Verdicts
 
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 _next_sequence: Callable[[], int] = torch._C._autograd._get_sequence_nr

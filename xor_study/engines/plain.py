@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from xor_study.engines.threads import one_thread
-from xor_study.network import XORNetwork
-from xor_study.outcome import CHUNK, Detail, Recorder, Trained
-from xor_study.training import Cohort, Internals, Observation, saturated
+from xor_study.model.network import XORNetwork
+from xor_study.training.cohorts import Cohort
+from xor_study.training.outcome import CHUNK, Detail, Recorder, Trained
+from xor_study.training.step import Internals, Observation, saturated
 
 
 def train(cohorts: Iterable[Cohort], detail: Detail, progress: Callable[[int], None]) -> Iterator[Trained]:

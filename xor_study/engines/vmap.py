@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from xor_study.engines.threads import one_thread
-from xor_study.outcome import CHUNK, Detail, Recorder, Trained
-from xor_study.training import Cohort, Observation, step
+from xor_study.training.cohorts import Cohort
+from xor_study.training.outcome import CHUNK, Detail, Recorder, Trained
+from xor_study.training.step import Observation, step
 
 BLOCK = 512
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from xor_study.analysis.axon import OVERFLOW, PLATEAU
 from xor_study.figures.style import BLUE, COLUMN, GREEN, GREY, ORANGE, STYLE, outcome_bar, outcome_legend
-
-PLATEAU = -math.log(2e-7) / 2
-"""Axon's clipped cross-entropy where every probability is 0: half of the targets are 1 and cost -log(2 eps) each."""
-
-OVERFLOW = 88.72
-"""e^x is infinite in float32 beyond this x, the logarithm of its largest number."""
 
 
 def mechanism(

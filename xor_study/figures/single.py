@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from xor_study.analysis.statistics import wilson
 from xor_study.figures.style import BLUE, COLUMN, ORANGE, STYLE, outcome_bar, outcome_legend
-from xor_study.statistics import wilson
 
 
 def loss_curve(history: pd.DataFrame, title: str) -> Figure:

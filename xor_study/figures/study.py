@@ -14,22 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
-from xor_study.cells import CELL, Cells
-from xor_study.figures.style import (
-    BLUE,
-    COLUMN,
-    GREEN,
-    GREY,
-    ORANGE,
-    PALETTE,
-    STYLE,
-    outcome_bar,
-    outcome_legend,
-)
-from xor_study.mechanism import BROKEN
+from xor_study.analysis import axon
+from xor_study.analysis.cells import CELL, Cells
+from xor_study.figures.style import BLUE, COLUMN, GREEN, GREY, ORANGE, PALETTE, STYLE, outcome_bar, outcome_legend
 
-_BROKEN: dict[str, Any] = {"loss": "axon_binary_cross_entropy"}
-_BROKEN |= {key.replace(".", "__"): value for key, value in BROKEN.items()}
+_BROKEN = axon.cell(axon.BROKEN)
 
 _LINES: list[dict[str, Any]] = [
     {"color": colour, "marker": marker, "linestyle": line, "markersize": 3, "linewidth": 1}
@@ -336,7 +325,7 @@ def gradients(courses: pd.DataFrame) -> Figure:
             else:
                 axes.set_yscale("log")
             axes.set_title(f"{title} (n = {chosen['n'].iloc[0]})", loc="left", fontsize=8.5)
-        both[1].axhline(88.72, color=GREY, linestyle=":", linewidth=0.9)
+        both[1].axhline(axon.OVERFLOW, color=GREY, linestyle=":", linewidth=0.9)
         both[1].text(1, 95, "88.72: beyond, e^|z| is infinite in float32", va="bottom", color=GREY, fontsize=7)
         both[1].set_xlabel("step")
         figure.legend(*both[0].get_legend_handles_labels(), ncols=2, loc="outside lower center", columnspacing=1)

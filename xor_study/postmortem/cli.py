@@ -7,12 +7,13 @@ import json
 import tempfile
 from pathlib import Path
 
-from xor_study import figures, plan, terminal
-from xor_study.catalogue import StudyError, show
+from xor_study import figures
+from xor_study.errors import StudyError, in_one_line, show
 from xor_study.postmortem.replay import Settings
 from xor_study.postmortem.story import Postmortem, examine
-from xor_study.problems import in_one_line
-from xor_study.spec import RunSpec, key_of, plain
+from xor_study.sweeps import plan, terminal
+from xor_study.training.spec import RunSpec, key_of
+from xor_study.training.table import plain
 
 KINDS = (".png", ".pdf")
 MOST_SEEDS = 10_000

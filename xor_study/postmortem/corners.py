@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from xor_study.data import CORNERS
-from xor_study.losses import clipped_gradient, exponential_sigmoid_gradient
-from xor_study.training import Program
+from xor_study.model.data import CORNERS
+from xor_study.model.losses import clipped_gradient, exponential_sigmoid_gradient
+from xor_study.training.step import Program
 
 NAMES = tuple(f"{x1}{x2}" for x1, x2 in CORNERS)
 """The corners as one writes them: 00, 01, 10, 11."""

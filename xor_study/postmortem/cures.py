@@ -6,14 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xor_study.catalogue import show
-from xor_study.losses import LOSSES
-from xor_study.optimizers import OPTIMIZERS
-from xor_study.outcome import OUTCOMES, Detail
-from xor_study.postmortem.links import Link
+from xor_study.analysis.statistics import wilson
+from xor_study.errors import show
+from xor_study.model.losses import LOSSES
+from xor_study.model.optimizers import OPTIMIZERS
+from xor_study.postmortem.chain import Link
 from xor_study.postmortem.replay import Found, Settings, compiles, optional, trained
-from xor_study.spec import RunSpec, key_of, table_of
-from xor_study.statistics import wilson
+from xor_study.training.outcome import OUTCOMES, Detail
+from xor_study.training.spec import RunSpec, key_of
+from xor_study.training.table import table_of
 
 SEEDS = 100
 """So many runs of each switch, seeds from 0, where lanes can train them."""

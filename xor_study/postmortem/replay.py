@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 
 from xor_study.autopsy import Report, autopsy
-from xor_study.catalogue import StudyError
-from xor_study.engines import AUTO, FallbackWarning, Progress, Result, check_compilable, train_table
+from xor_study.engines import AUTO, FallbackWarning, check_compilable, train_table
 from xor_study.engines.plain import Training
-from xor_study.outcome import CHUNK, Detail
+from xor_study.engines.results import Progress, Result
+from xor_study.errors import StudyError
 from xor_study.postmortem.corners import Corners, corners
-from xor_study.spec import RunSpec, table_of
-from xor_study.training import Cohort, Internals, Observation, cohorts
+from xor_study.training.cohorts import Cohort, cohorts
+from xor_study.training.outcome import CHUNK, Detail
+from xor_study.training.spec import RunSpec
+from xor_study.training.step import Internals, Observation
+from xor_study.training.table import table_of
 
 BEFORE, AFTER = 15, 5
 """Steps that are watched before the event and, at most, after it."""

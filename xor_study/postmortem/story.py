@@ -10,13 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from xor_study.outcome import OUTCOMES
+from xor_study.postmortem.chain import Link, chain
 from xor_study.postmortem.corners import NAMES
 from xor_study.postmortem.cures import Cure, cures
-from xor_study.postmortem.links import Link, chain
+from xor_study.postmortem.finite import standing
 from xor_study.postmortem.replay import Found, Replay, Settings, find, replay
-from xor_study.postmortem.standing import standing
-from xor_study.spec import RunSpec
+from xor_study.training.outcome import OUTCOMES
+from xor_study.training.spec import RunSpec
 
 WIDTH = 110
 SHOWN = 60

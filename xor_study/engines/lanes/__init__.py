@@ -19,8 +19,8 @@ from xor_study.engines.lanes.blocks import Group, groups
 from xor_study.engines.lanes.llvm import LANES, Loop, NotCompilable
 from xor_study.engines.lanes.loops import forget, kernel, program_of, traced
 from xor_study.engines.lanes.native import Kernel
-from xor_study.outcome import Detail, Trained
-from xor_study.training import Cohort
+from xor_study.training.cohorts import Cohort
+from xor_study.training.outcome import Detail, Trained
 
 __all__ = [
     "Group",

@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xor_study.data import BATCH_STREAM, splitmix64
 from xor_study.engines.lanes.llvm import Loop, empty
 from xor_study.engines.lanes.loops import SNAPSHOT
 from xor_study.engines.lanes.native import Kernel
-from xor_study.optimizers import Optimizer
-from xor_study.outcome import (
+from xor_study.model.data import BATCH_STREAM, splitmix64
+from xor_study.model.optimizers import Optimizer
+from xor_study.training.cohorts import Cohort
+from xor_study.training.outcome import (
     Detail,
     Gathered,
     Recorded,
@@ -27,7 +28,7 @@ from xor_study.outcome import (
     start_of_accumulation,
     tail_length,
 )
-from xor_study.training import Cohort, Observation
+from xor_study.training.step import Observation
 
 LONGEST = 1 << 17
 """Steps between two looks at whether to go on."""

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from xor_study.catalogue import StudyError
 from xor_study.engines.lanes.functions import accumulated, expanded
 from xor_study.engines.lanes.program import (
     BOOL,
@@ -28,6 +27,7 @@ from xor_study.engines.lanes.program import (
     scheduled,
     with_fewer_checks,
 )
+from xor_study.errors import StudyError
 
 LANES = {"float32": 16, "float64": 8}
 """Networks in a block: what fills the widest registers there are; narrower ones take a block in parts."""

@@ -15,18 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xor_study.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
-from xor_study.catalogue import Catalogue
-from xor_study.data import CORNERS
 from xor_study.engines.lanes import native
 from xor_study.engines.lanes import program as scalar
 from xor_study.engines.lanes.llvm import Loop, text
 from xor_study.engines.lanes.native import Kernel
 from xor_study.engines.lanes.trace import trace
-from xor_study.losses import LOSSES
-from xor_study.optimizers import CLIPPINGS, OPTIMIZERS
-from xor_study.outcome import Detail, accumulate, start_of_accumulation
-from xor_study.training import Cohort, Observation, Program, step
+from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from xor_study.model.catalogue import Catalogue
+from xor_study.model.data import CORNERS
+from xor_study.model.losses import LOSSES
+from xor_study.model.optimizers import CLIPPINGS, OPTIMIZERS
+from xor_study.training.cohorts import Cohort
+from xor_study.training.outcome import Detail, accumulate, start_of_accumulation
+from xor_study.training.step import Observation, Program, step
 
 SNAPSHOT = ("parameter", "gradient", "logits")
 """Fields of a record when snapshots are taken."""
@@ -109,19 +110,8 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-TRACED = [
-    "activations",
-    "catalogue",
-    "data",
-    "initializers",
-    "losses",
-    "network",
-    "optimizers",
-    "outcome",
-    "spec",
-    "training",
-]
-"""The modules, besides this engine's, that it imports by any way: what becomes a program is among them."""
+TRACED = ("errors.py", "model", "training")
+"""What this engine imports by any way besides its own modules: what becomes a program is among them."""
 
 
 @cache
@@ -129,7 +119,8 @@ def sources() -> str:
     """Return a hash of the code that programs are made of and by: what was traced with other code is not used."""
     digest = hashlib.sha256()
     package = Path(__file__).resolve().parents[2]
-    for path in [*(package / f"{name}.py" for name in TRACED), *sorted(Path(__file__).parent.glob("*.py"))]:
+    folders = [package / name for name in TRACED] + [Path(__file__).parent]
+    for path in sorted(file for folder in folders for file in (folder.rglob("*.py") if folder.is_dir() else [folder])):
         digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from xor_study.data import CORNERS
 from xor_study.engines.lanes.llvm import NotCompilable
 from xor_study.engines.lanes.program import BOOL, FLOATS, FUNCTIONS, Builder, Number, Program
+from xor_study.model.data import CORNERS
 
 Numbers = NDArray[np.int64]
 """A tensor's entries: the statements that compute them."""

@@ -1,0 +1,1 @@
+"""Tables of runs summarized: cells, statistics, and the switches of each version of Axon."""

@@ -1,0 +1,106 @@
+"""Errors that users see, and how a command ends that can't do what it is asked: one line, no traceback."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+
+class StudyError(ValueError):
+    """Something a user asked for cannot be done; the message is one line that says what and what is allowed."""
+
+
+class UnknownNameError(StudyError, KeyError):
+    """A catalogue has no entry of that name; the message lists those it has."""
+
+    __str__ = Exception.__str__  # KeyError's would put it in quotes
+
+
+def show(value: object) -> str:
+    """Return `value` as one short line that a person would type."""
+    text = {True: "true", False: "false", None: "null"}.get(value) if isinstance(value, bool | None) else str(value)
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return line if len(line) <= 60 else line[:57] + "..."
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown `name`: the nearest known one, if any, and all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    guess = f"; did you mean {near[0]}?" if near else ""
+    return f"{guess} (known: {', '.join(known)})"
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says as one line: its first line and, for an error that is not ours, its cause's."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    from yaml import YAMLError  # only commands that read configurations have loaded it
+
+    if isinstance(error, YAMLError):
+        return f"a configuration file is no YAML: {' '.join(str(error).split())}"
+    errors = [error] if isinstance(error, StudyError) else [error, error.__cause__]
+    lines = [str(e).strip().splitlines()[0].strip().rstrip(".") for e in errors if e is not None and str(e).strip()]
+    return "; ".join(dict.fromkeys(lines)) or type(error).__name__
+
+
+@contextmanager
+def in_one_line(*expected: type[Exception]) -> Iterator[None]:
+    """End the process with one line if what is done within can't be done.
+
+    The exit code is 1 after a StudyError, an OSError or one of those expected, 130 after an interruption, and 141, as
+    of a process that the signal ends, if nobody reads the output any more.
+    """
+    try:
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(141)
+    except (StudyError, OSError, *expected) as error:  # type: ignore[misc]  # mypy can't read the unpacked types
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt as interrupted:
+        print(interrupted if interrupted.args else "interrupted; no results were written", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[Callable[[], None]]:
+    """Hold keyboard interrupts back, and provide what raises one that came, to be called where that is safe.
+
+    One that is raised between any two instructions gets lost where a finalizer or C code drops it, and then the work
+    goes on. A second one is raised at once. Nothing changes outside the main thread, or where the application has a
+    handler of its own.
+    """
+    came = False
+
+    def hold(number: int, frame: object) -> None:
+        nonlocal came
+        if came:
+            raise KeyboardInterrupt
+        came = True
+
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or not usual:
+        yield check
+        return
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    check()

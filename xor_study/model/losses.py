@@ -1,0 +1,251 @@
+"""Loss functions, by name: (logit, prediction, target) -> loss of each sample, all of one shape.
+
+Every loss declares how targets are coded, what decides a class and which output activations it makes sense with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xor_study.model.activations import OUTPUT_ACTIVATIONS
+from xor_study.model.catalogue import Catalogue, Interval, OneOf, Positive, Preset
+
+PerSample = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss and what it takes for granted.
+
+    Attributes:
+        per_sample: (logit, prediction, target, parameters) -> loss of each sample.
+        targets: how "false" and "true" are coded.
+        decided_by: "prediction" or "logit": what is held against `threshold`.
+        threshold: a sample is right if what decides lies strictly beyond it, on its target's side.
+        outputs: the output activations it makes sense with.
+        reason: why the others do not.
+    """
+
+    per_sample: PerSample
+    targets: tuple[float, float] = (0.0, 1.0)
+    decided_by: str = "prediction"
+    threshold: float = 0.5
+    outputs: tuple[str, ...] = tuple(OUTPUT_ACTIVATIONS)
+    reason: str = ""
+
+    def is_right(self, logit: Tensor, prediction: Tensor, is_true: Tensor) -> Tensor:
+        """Return which samples are on the right side; equal and NaN are wrong.
+
+        Args:
+            logit: of any shape.
+            prediction: of the same shape.
+            is_true: whether the target is "true", boolean, broadcast against them.
+        """
+        score = logit if self.decided_by == "logit" else prediction
+        return torch.where(is_true, score > self.threshold, score < self.threshold)
+
+
+LOSSES: Catalogue[Loss] = Catalogue("loss")
+
+_PROBABILITY: dict[str, Any] = {
+    "outputs": ("sigmoid", "hard_sigmoid"),
+    "reason": "it takes the logarithm of a probability in [0, 1]",
+}
+
+
+def _loss(**declared: Any) -> Callable[[PerSample], PerSample]:
+    def register(function: PerSample) -> PerSample:
+        LOSSES.add(function, Loss(function, **declared))
+        return function
+
+    return register
+
+
+class _BinaryCrossEntropy(torch.autograd.Function):
+    """torch's value and torch's gradient, but a NaN probability gives NaN where torch raises an error."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(prediction: Tensor, target: Tensor) -> Tensor:
+        if_true = torch.where(target == 0, 0.0, target * torch.clamp(torch.log(prediction), min=-100))
+        if_false = torch.where(target == 1, 0.0, (target - 1) * torch.clamp(torch.log1p(-prediction), min=-100))
+        return if_false - if_true  # where one factor is 0 the other term has all there is, NaN included
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        prediction, target = ctx.saved_tensors
+        return upstream * (prediction - target) / torch.clamp((1 - prediction) * prediction, min=1e-12), None
+
+
+@_loss(**_PROBABILITY)
+def binary_cross_entropy(logit: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
+    """-(y log p + (1 - y) log(1 - p)), each logarithm cut off at -100.
+
+    The gradient is PyTorch's (p - y) / max((1 - p) p, 1e-12), which does not see the cut. `torch.nn.BCELoss`.
+    """
+    apply: Callable[..., Tensor] = _BinaryCrossEntropy.apply
+    return apply(prediction, target)
+
+
+@_loss(
+    outputs=("sigmoid",), reason="it is the cross-entropy of sigmoid(logit), so the prediction must be sigmoid(logit)"
+)
+def binary_cross_entropy_with_logits(logit: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
+    """max(z, 0) - z y + log(1 + e^-|z|): the same of p = sigmoid(z), never infinite. `torch.nn.BCEWithLogitsLoss`."""
+    return F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+
+
+@_loss(**_PROBABILITY)
+def binary_cross_entropy_naive(logit: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
+    """-(y log p + (1 - y) log(1 - p)) as in a textbook, with no guard: 0 log 0 is NaN."""
+    return -(target * torch.log(prediction) + (1 - target) * torch.log(1 - prediction))
+
+
+@_loss(**_PROBABILITY)
+def binary_cross_entropy_clipped(
+    logit: Tensor, prediction: Tensor, target: Tensor, *, eps: Annotated[float, Interval(0, 0.5, "()")] = 1e-7
+) -> Tensor:
+    """The same of p clipped into [eps, 1 - eps], as Keras does: beyond the bounds the gradient is 0."""
+    return binary_cross_entropy_naive(logit, torch.clamp(prediction, eps, 1 - eps), target)
+
+
+@_loss()
+def mean_squared_error(logit: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
+    """(p - y)^2. `torch.nn.MSELoss`."""
+    return F.mse_loss(prediction, target, reduction="none")
+
+
+@_loss()
+def mean_absolute_error(logit: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
+    """|p - y|, with derivative 0 at 0. `torch.nn.L1Loss`."""
+    return F.l1_loss(prediction, target, reduction="none")
+
+
+@_loss()
+def huber(logit: Tensor, prediction: Tensor, target: Tensor, *, delta: Positive = 1.0) -> Tensor:
+    """d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2), of d = p - y (Huber 1964). `torch.nn.HuberLoss`."""
+    distance = torch.abs(prediction - target)
+    return torch.where(distance <= delta, 0.5 * distance * distance, delta * (distance - 0.5 * delta))
+
+
+@_loss(targets=(-1.0, 1.0), decided_by="logit", threshold=0.0)
+def hinge(logit: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
+    """max(0, 1 - y z) of the raw logit z and targets -1 and +1 (Cortes & Vapnik 1995)."""
+    return torch.relu(1 - target * logit)
+
+
+AXON_EPSILON = 1e-7
+
+
+def _clipped(prediction: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Axon's epsilon and the prediction clipped with it, both rounded to the prediction's dtype."""
+    eps = torch.tensor(AXON_EPSILON, dtype=prediction.dtype, device=prediction.device)
+    return eps, torch.clamp(prediction, eps, 1 - eps)
+
+
+def clipped_gradient(prediction: Tensor, target: Tensor, upstream: Tensor, *, squared: bool) -> Tensor:
+    """Return the gradient of Axon's guarded cross-entropy with respect to the prediction.
+
+    With q = clip(p, eps, 1 - eps) it is g = upstream (-y / (q + eps) + (1 - y) / ((1 - q) + eps)) strictly between the
+    bounds and 0 elsewhere. Nx before pull request 1779 multiplied by the derivative of its clip as if that were g
+    itself, which gives g^2 (`squared`); `upstream` is 1 / n, inside the square.
+    """
+    eps, clipped = _clipped(prediction)
+    gradient = (-target / (clipped + eps) + (1 - target) / ((1 - clipped) + eps)) * upstream
+    inside = (prediction > eps) & (prediction < 1 - eps)
+    return torch.where(inside, gradient * gradient if squared else gradient, 0.0)
+
+
+def exponential_sigmoid_gradient(logit: Tensor, prediction: Tensor) -> Tensor:
+    """Return Nx's derivative of the sigmoid, e^-z p p: e^-z is infinite in float32 below z = -88.72."""
+    return torch.exp(-logit) * prediction * prediction
+
+
+def softplus_gradient(logit: Tensor) -> Tensor:
+    """Return Nx's derivative of max(0, z) + log(1 + e^-|z|): sigmoid(z), but 0 at z = 0, where 1/2 and -1/2 meet."""
+    small = torch.exp(-torch.abs(logit))
+    small = small / (1 + small)
+    return torch.where(logit > 0, 1 - small, torch.where(logit < 0, small, 0.0 * logit))
+
+
+class _AxonCrossEntropy(torch.autograd.Function):
+    """Axon's value with Nx's gradient, which autograd would not find by itself."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        logit: Tensor, prediction: Tensor, target: Tensor, logits_visible: bool, squared: bool, exponential: bool
+    ) -> Tensor:
+        if logits_visible:
+            guard = torch.log1p(torch.exp(-torch.abs(logit)))
+            return target * (torch.relu(-logit) + guard) + (1 - target) * (torch.relu(logit) + guard)
+        eps, clipped = _clipped(prediction)
+        return -(target * torch.log(clipped + eps) + (1 - target) * torch.log((1 - clipped) + eps))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        logit, prediction, target, *ctx.switches = inputs
+        ctx.save_for_backward(logit, prediction, target)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        logit, prediction, target = ctx.saved_tensors
+        logits_visible, squared, exponential = ctx.switches
+        if logits_visible:
+            gradient = (1 - target) * softplus_gradient(logit) - target * softplus_gradient(-logit)
+            return gradient * upstream, None, None, None, None, None
+        by_prediction = clipped_gradient(prediction, target, upstream, squared=squared)
+        stable = prediction * (1 - prediction)
+        by_logit = exponential_sigmoid_gradient(logit, prediction) if exponential else stable
+        return by_prediction * by_logit, None, None, None, None, None
+
+
+@_loss(outputs=("sigmoid",), reason="Axon's cross-entropy looks for the logits of a sigmoid")
+def axon_binary_cross_entropy(
+    logit: Tensor,
+    prediction: Tensor,
+    target: Tensor,
+    *,
+    logits_visible: bool = True,
+    clip_gradient: Annotated[str, OneOf(("correct", "squared"))] = "correct",
+    sigmoid_gradient: Annotated[str, OneOf(("stable", "exponential"))] = "stable",
+) -> Tensor:
+    """Binary cross-entropy as Axon computes it, with a switch for each of the three defects found in it.
+
+    With `logits_visible` it is y softplus(-z) + (1 - y) softplus(z), and its gradient is sigmoid(z) - y but exactly 0
+    at z = 0. Without, it is -(y log(q + eps) + (1 - y) log((1 - q) + eps)) with q = clip(p, eps, 1 - eps), and its
+    gradient is `clipped_gradient` times the sigmoid's, which is p (1 - p) or e^-z p p. The other two switches act only
+    there. Source: Axon 0.6.1 and 0.7.0 with Nx 0.7.3 and 0.9.0; see tests/data/axon/README.md.
+    """
+    squared, exponential = clip_gradient == "squared", sigmoid_gradient == "exponential"
+    apply: Callable[..., Tensor] = _AxonCrossEntropy.apply
+    return apply(logit, prediction, target, logits_visible, squared, exponential)
+
+
+LOSSES.presets |= {
+    version: Preset(
+        axon_binary_cross_entropy.__name__,
+        {"logits_visible": visible, "clip_gradient": "squared", "sigmoid_gradient": "exponential"},
+    )
+    for version, visible in (("axon_0_6_1", False), ("axon_0_7_0", True))
+}
+
+
+def check_pairing(loss: str, output: str) -> str | None:
+    """Return why `loss` and the output activation `output` make no sense together, or None if they do."""
+    entry = LOSSES[loss]
+    if output in entry.outputs:
+        return None
+    return f"{loss} cannot go with the output activation {output}: {entry.reason} (use {' or '.join(entry.outputs)})"

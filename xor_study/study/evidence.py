@@ -1,0 +1,269 @@
+"""What a study says beyond its runs' outcomes: some runs trained again with a closer look, some tables of their losses.
+
+Each function returns one table, which claims and figures read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from statsmodels.duration.survfunc import SurvfuncRight
+
+from xor_study.analysis import statistics
+from xor_study.analysis.cells import QUARTILES, Study, describe
+from xor_study.engines import train
+from xor_study.model.data import CORNERS, Batches
+from xor_study.training.cohorts import DTYPES
+from xor_study.training.outcome import log_spaced, running_mean
+from xor_study.training.spec import KEYS, RunSpec
+
+FACTORS = ("optimizer", "lr", "init", "loss", "activation.hidden")
+"""What `study=root_causes` crosses."""
+
+SIDE = 50
+"""Points along each side of the article's picture of the unit square."""
+
+PANELS: dict[str, RunSpec] = {
+    "solved": RunSpec(lr=0.1, seed=0),
+    "solved, relu": RunSpec(lr=0.1, activation_hidden="relu", seed=0),
+    "stuck": RunSpec(lr=0.001, seed=0),
+    "stuck, relu": RunSpec(lr=0.1, activation_hidden="relu", seed=0),
+    "diverged": RunSpec(lr=10.0, seed=0),
+    "the article's": RunSpec(loss="axon_0_7_0", seed=0),
+}
+"""Networks whose decision boundaries are drawn; those called stuck take the first seed that is not solved."""
+
+COURSES: dict[str, RunSpec] = {
+    "sound, SGD 0.01": RunSpec(),
+    "Axon 0.6.1, SGD 0.01": RunSpec(loss="axon_0_6_1"),
+    "sound, SGD 10": RunSpec(lr=10.0),
+    "Axon 0.6.1, Adam 0.001": RunSpec(loss="axon_0_6_1", optimizer="polaris_adam"),
+}
+"""Settings whose gradients and logits are followed."""
+
+
+def _cell(study: Study, spec: RunSpec) -> int:
+    """Return the place of the cell that a run belongs to."""
+    values = {key: getattr(spec, field) for key, field in KEYS.items() if key != "seed"}
+    kept = np.ones(len(study.cells), bool)
+    for key, value in values.items():
+        column = study.cells[key].astype(str) if key == "batch" else study.cells[key]
+        kept &= (column.isna() if value is None else column == (str(value) if key == "batch" else value)).to_numpy(bool)
+    return int(np.flatnonzero(kept)[0])
+
+
+def importance(study: Study) -> pd.DataFrame:
+    """Return which share of the variance of success each factor of `root_causes` explains, alone and in pairs.
+
+    Columns: term, share, low, high (see `statistics.decomposition`) and n, the runs read.
+    """
+    cells = study.where(
+        *FACTORS,
+        lr=[0.001, 0.01, 0.1, 1.0, 10.0],
+        optimizer=["sgd", "adam"],
+        init=["glorot_uniform", "glorot_normal", "he_normal", "lecun_normal", "orthogonal", "normal"],
+        loss=[
+            "binary_cross_entropy",
+            "binary_cross_entropy_with_logits",
+            "binary_cross_entropy_clipped",
+            "mean_squared_error",
+        ],
+        activation__hidden=["tanh", "relu", "sigmoid"],
+    )
+    runs = study.pooled(cells)
+    runs = runs[runs["seed"] < cells["n"].min()]
+    table = runs.assign(solved=runs["outcome"] == "solved")
+    return statistics.decomposition(table, FACTORS, "solved", "seed").assign(n=len(table))
+
+
+def naive_onsets(study: Study, each: Callable[..., Iterable[pd.DataFrame]] = map) -> pd.DataFrame:
+    """Return what rounds when a loss without guards goes to NaN: a row for each such run with SGD.
+
+    The runs are trained again up to their end with a snapshot of the step that is not finite and of the one before.
+    Columns: dtype, lr, batch, seed, step, side, logit (the largest of a corner in the batch at that step), before (one
+    step earlier) and rounded_before (whether some probability was 1 or 0 then already). The side is "one", "zero" or
+    "both" if some corner in the batch has a probability p of 1 or 0 at that step, "reciprocal" if instead 1 / p or
+    1 / (1 - p) is infinite, else "none".
+
+    Args:
+        study: whose runs are trained again.
+        each: as `map`; one of a pool of processes works side by side.
+    """
+    cells = study.where(
+        "lr", "dtype", "batch", "epochs", "iterations", loss="binary_cross_entropy_naive", optimizer="sgd"
+    )
+    failed = [study.runs_of(int(cell)) for cell in cells[cells["nonfinite_runs"] > 0].index]
+    failed = [runs[runs["first_nonfinite_step"].notna()] for runs in failed]
+    specs = [[RunSpec.from_row(row) for _, row in runs.iterrows()] for runs in failed]
+    return pd.concat(each(_naive_onsets, specs, [runs["first_nonfinite_step"] for runs in failed]), ignore_index=True)
+
+
+def _naive_onsets(specs: list[RunSpec], onsets: pd.Series[Any]) -> pd.DataFrame:
+    steps = onsets.to_numpy(np.int64)
+    wanted = np.unique([steps, np.maximum(steps - 1, 1)])
+    result = train([spec.replace(epochs=1, iterations=int(steps.max())) for spec in specs], snapshots=wanted.tolist())
+    batches = Batches.of(specs[0].batch, [spec.seed for spec in specs])
+    rows = []
+    for place, (spec, step) in enumerate(zip(specs, steps.tolist(), strict=True)):
+        now, before = (_present(result, batches, place, number, spec.dtype) for number in (step, max(step - 1, 1)))
+        one, zero = bool((now[1] == 1).any()), bool((now[1] == 0).any())
+        side = "both" if one and zero else "one" if one else "zero" if zero else "none"
+        if side == "none" and bool(torch.isinf(torch.cat([1 / now[1], 1 / (1 - now[1])])).any()):
+            side = "reciprocal"
+        row = {"dtype": spec.dtype, "lr": spec.lr, "batch": spec.batch, "seed": spec.seed, "step": step, "side": side}
+        row |= {"logit": float(now[0].max()), "before": float(before[0].max()) if step > 1 else np.nan}
+        row["rounded_before"] = step > 1 and bool(((before[1] == 1) | (before[1] == 0)).any())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _present(result: Any, batches: Batches, run: int, step: int, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits and probabilities, in the run's precision, of the corners that stand in a step's batch."""
+    counts = np.broadcast_to(batches.counts(np.array([run]), range(step, step + 1)), (1, 1, len(CORNERS)))[0, 0]
+    logits = result.snapshots[step].logits[run][torch.from_numpy(counts > 0)].to(DTYPES[dtype])
+    return logits, torch.sigmoid(logits)
+
+
+def boundaries(seeds: int = 100) -> pd.DataFrame:
+    """Return what the article's picture shows with Axon 0.7.0's loss and SGD at 0.01, a row for each seed.
+
+    Columns: seed, corners_right, and share_true, the share of the 50 x 50 points of the unit square called true.
+    """
+    result = train([RunSpec(loss="axon_0_7_0", seed=seed) for seed in range(seeds)])
+    rows = []
+    for run in range(seeds):
+        predictions = picture(result.network(run), 0.0, 1.0)
+        corners = predictions[[0, 0, -1, -1], [0, -1, 0, -1]]  # by x2, x1
+        right = bool(((corners > 0.5) == np.array([False, True, True, False])).all())
+        rows.append({"seed": run, "corners_right": right, "share_true": float((predictions > 0.5).mean())})
+    return pd.DataFrame(rows)
+
+
+def picture(network: torch.nn.Module, low: float, high: float) -> np.ndarray:
+    """Return a network's predictions on 50 x 50 points of a square, a row for each x2, a column for each x1."""
+    line = torch.linspace(low, high, SIDE)
+    x2, x1 = (axis.reshape(-1, 1) for axis in torch.meshgrid(line, line, indexing="ij"))
+    with torch.no_grad():
+        values: torch.Tensor = network(x1, x2)
+    return values.reshape(SIDE, SIDE).double().numpy()
+
+
+def panels(study: Study) -> pd.DataFrame:
+    """Return the predictions of some networks around the unit square.
+
+    Columns: panel, what (the run, as one would type it), outcome, x1, x2, prediction.
+    """
+    tables = []
+    for name, spec in PANELS.items():
+        runs = study.runs_of(_cell(study, spec))
+        wanted = {"solved": "solved", "stuck": "unsolved", "diverged": "diverged"}.get(name.partition(",")[0], "solved")
+        chosen = RunSpec.from_row(runs[runs["outcome"] == wanted].iloc[0])
+        result = train(chosen)
+        low, high = (0.0, 1.0) if name == "the article's" else (-0.25, 1.25)
+        line = np.linspace(low, high, SIDE)
+        columns: dict[str, Any] = {
+            "panel": name,
+            "what": f"{describe(result.runs.iloc[0])} seed={chosen.seed}",
+            "outcome": wanted,
+        }
+        columns |= {"x1": np.tile(line, SIDE), "x2": np.repeat(line, SIDE)}
+        tables.append(pd.DataFrame(columns | {"prediction": picture(result.network(0), low, high).reshape(-1)}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def courses(seeds: int = 100) -> pd.DataFrame:
+    """Return how gradient, largest logit and loss go over time in some settings, at ten steps a decade.
+
+    Columns: setting, measure, step, n, finite (how many are), low, median and high (quartiles of those).
+    """
+    return _courses(COURSES, seeds, ("grad_norm", "max_abs_logit", "loss"))
+
+
+def _courses(settings: Mapping[str, RunSpec], seeds: int, measures: tuple[str, ...]) -> pd.DataFrame:
+    rows = []
+    for name, spec in settings.items():
+        result = train([spec.replace(seed=seed) for seed in range(seeds)], every_step=True)
+        assert result.history is not None
+        history = result.history[result.history["step"].isin(log_spaced(spec.epochs * spec.iterations))]
+        for measure in measures:
+            values = history.assign(value=history[measure].where(np.isfinite(history[measure])))
+            grouped = values.groupby("step")["value"]
+            found = grouped.quantile(np.array(list(QUARTILES.values()))).unstack().set_axis(list(QUARTILES), axis=1)
+            found.insert(0, "finite", grouped.count())
+            found.insert(0, "n", seeds)
+            rows.append(found.reset_index().assign(setting=name, measure=measure))
+    return pd.concat(rows, ignore_index=True)
+
+
+def symptom(study: Study, seeds: int = 100) -> pd.DataFrame:
+    """Return what Axon's loop prints with Axon 0.6.1's loss and SGD: the mean of all losses so far.
+
+    Columns: step (ten a decade and each 200th), n, nan (share of runs whose mean is NaN by then) with nan_low and
+    nan_high, low, median and high
+    (quartiles of those that are not), and example, the first run to be NaN within the first epoch.
+    """
+    runs = study.runs_of(_cell(study, RunSpec(loss="axon_0_6_1")))
+    early = runs[(runs["first_nonfinite_step"] <= 1000).fillna(False)]
+    example = int(early["seed"].iloc[0])
+    chosen = [*range(seeds), *([example] if example >= seeds else [])]
+    result = train([RunSpec(loss="axon_0_6_1", seed=seed) for seed in chosen], every_step=True)
+    assert result.history is not None
+    steps = int(result.history["step"].max())
+    means = np.array([running_mean(loss) for loss in result.history["loss"].to_numpy().reshape(len(chosen), steps)])
+    shown = np.union1d(log_spaced(steps), np.arange(200, steps + 1, 200))
+    values = np.where(np.isfinite(means), means, np.nan)[:, shown - 1]
+    low, median, high = np.nanquantile(values[:seeds], list(QUARTILES.values()), axis=0)
+    nan = np.isnan(values[:seeds]).sum(0)
+    ends = np.array([statistics.wilson(int(count), seeds) for count in nan])
+    columns = {"step": shown, "n": seeds, "nan": nan / seeds, "nan_low": ends[:, 0], "nan_high": ends[:, 1]}
+    columns |= {"low": low, "median": median, "high": high, "example": values[chosen.index(example)]}
+    return pd.DataFrame(columns).assign(example_seed=example)
+
+
+def survival(study: Study) -> pd.DataFrame:
+    """Return which share of runs has not solved XOR yet after each step, for some settings.
+
+    Kaplan and Meier's estimate with its 95 % interval (log-log); runs that end unsolved are censored there. Columns:
+    setting, n, step, unsolved, low, high.
+    """
+    settings: dict[str, dict[str, Any]] = {
+        "SGD 0.01": {},
+        "SGD 0.1": {"lr": 0.1},
+        "SGD 0.001": {"lr": 0.001},
+        "Adam 0.001": {"optimizer": "adam", "lr": 0.001},
+        "SGD 0.1, relu": {"lr": 0.1, "activation__hidden": "relu"},
+    }
+    tables = []
+    for name, values in settings.items():
+        runs = study.runs_of(study.one(**values))
+        steps = (runs["epochs"] * runs["iterations"]).to_numpy()
+        solved = runs["solved_step"].notna().to_numpy()
+        found = SurvfuncRight(np.where(solved, runs["solved_step"].fillna(0), steps).astype(float), solved.astype(int))
+        low, high = _log_log(found.surv_prob, found.surv_prob_se)
+        columns = {"step": found.surv_times, "unsolved": found.surv_prob, "low": low, "high": high}
+        table = _thinned(pd.DataFrame(columns))
+        start = pd.DataFrame({"step": [1.0], "unsolved": 1.0, "low": 1.0, "high": 1.0})
+        table = pd.concat([start, table, table.tail(1).assign(step=float(steps.max()))]).drop_duplicates("step")
+        table.insert(0, "n", len(runs))
+        table.insert(0, "setting", name)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _log_log(share: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of Kalbfleisch and Prentice's interval of a survival function."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        spread = 1.959964 * error / (share * np.abs(np.log(share)))
+        low, high = share ** np.exp(spread), share ** np.exp(-spread)
+    return np.where(np.isfinite(low), low, share), np.where(np.isfinite(high), high, share)
+
+
+def _thinned(table: pd.DataFrame, points: int = 200) -> pd.DataFrame:
+    """Return some rows of a table, evenly spaced, with the first and the last."""
+    if len(table) <= points:
+        return table
+    return table.iloc[np.unique(np.linspace(0, len(table) - 1, points).round().astype(int))]

@@ -1,0 +1,153 @@
+"""A plan in batches: which runs are trained and kept together, on which engine, and about what it takes.
+
+All of it follows from the whole plan alone, never from what is left of it to do, so that a sweep that goes on makes the
+same batches as one that was never disturbed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from xor_study.engines import AUTO, check_device, lanes
+from xor_study.training.cohorts import cohorts, places
+from xor_study.training.outcome import log_spaced
+from xor_study.training.spec import FIELDS
+from xor_study.training.table import distinct_rows
+
+RATES = {"lanes": 40e6, "vmap": 400e3, "plain": 1.3e3}
+"""Network-steps a second on one core, about; measured in results/engines/engines.json."""
+
+SECONDS = 2.5
+"""That a batch takes on one core, about: what is lost at most of a sweep that is killed."""
+
+MOST_RUNS = 1 << 16
+"""In a batch: a part of some 16 MB."""
+
+CSV_BYTES, PART_BYTES, LOSSES_BYTES = 360, 92, 20
+"""Of one run, besides its losses: its line in runs.csv, its row in a part, its identity in losses.npz; about."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Runs that are trained and kept together.
+
+    Attributes:
+        rows: their places in the plan's table.
+        engine: that they are meant for.
+        steps: of all of them together.
+        identity: a hash of which runs they are.
+    """
+
+    rows: NDArray[np.intp]
+    engine: str
+    steps: int
+    identity: str
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A whole plan in batches.
+
+    Attributes:
+        all: the batches, the fastest engine's first.
+        identity: a hash of which runs the plan has, in their order.
+        fallback: why some are not compiled, as one line; or None.
+    """
+
+    all: Sequence[Batch]
+    identity: str
+    fallback: str | None
+
+
+def identity(run_ids: NDArray[np.bytes_]) -> str:
+    """Return a hash of which runs these are, in their order: 20 hexadecimal digits."""
+    return hashlib.sha256(run_ids.tobytes()).hexdigest()[:20]
+
+
+def batches(
+    table: pd.DataFrame, run_ids: NDArray[np.bytes_], engine: str, device: str, shards: int | None = None
+) -> Batches:
+    """Return the batches of a checked table.
+
+    Args:
+        table: of the whole plan.
+        run_ids: of its runs.
+        engine: by name, or "auto".
+        device: that they train on.
+        shards: at least how many batches an engine's runs make, that each job has one.
+    """
+    kinds = list(places(table))
+    reasons = _refused(table, kinds, device) if engine == AUTO else {}
+    chosen = [("vmap" if at in reasons else "lanes") if engine == AUTO else engine for at in range(len(kinds))]
+    steps = (table["epochs"] * table["iterations"]).to_numpy(np.int64)
+    found: list[Batch] = []
+    for name in RATES:
+        members = [rows for rows, own in zip(kinds, chosen, strict=True) if own == name]
+        if members:
+            order = np.concatenate(members)
+            share = -(-int(steps[order].sum()) // (shards or 1))
+            split = np.split(order, _cuts(steps[order], min(share, int(RATES[name] * SECONDS))))
+            found += [Batch(rows, name, int(steps[rows].sum()), identity(run_ids[rows])) for rows in split]
+    fallback = None
+    if reasons:
+        runs = sum(len(kinds[at]) for at in reasons)
+        fallback = f"{next(iter(reasons.values()))}; engine=vmap for {runs} runs"
+    return Batches(found, identity(run_ids), fallback)
+
+
+def _cuts(steps: NDArray[np.int64], most: int) -> NDArray[np.intp]:
+    """Return where runs are cut into batches of about `most` steps and at most MOST_RUNS runs."""
+    weights = np.maximum(steps, -(-most // MOST_RUNS))
+    number = (np.cumsum(weights) - weights) // most
+    return np.flatnonzero(np.diff(number)) + 1
+
+
+def _refused(table: pd.DataFrame, kinds: Sequence[NDArray[np.intp]], device: str) -> dict[int, str]:
+    """Return why lanes can't compile some kinds of runs, by their place; of operations nothing is known yet."""
+    firsts = table.iloc[[rows[0] for rows in kinds]]
+    alike, ones = distinct_rows((firsts[column] for column in ("hidden", "batch", "dtype")), len(firsts))
+    reasons: dict[int, str] = {}
+    for number, one in enumerate(ones):
+        (cohort,) = cohorts(firsts.iloc[[one]], check_device(device))
+        try:
+            lanes.check(cohort)
+        except lanes.NotCompilable as error:
+            reasons |= {int(at): str(error) for at in np.flatnonzero(alike == number)}
+    return dict(sorted(reasons.items()))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """About what a plan takes.
+
+    Attributes:
+        cells: combinations of everything but the seed.
+        runs, steps, batches: how many, steps counted over all networks.
+        seconds: of training, on this machine's cores.
+        bytes: on disk.
+    """
+
+    cells: int
+    runs: int
+    steps: int
+    batches: int
+    seconds: float
+    bytes: int
+
+
+def estimate(table: pd.DataFrame, planned: Batches, threads: int | None) -> Estimate:
+    """Return about what a plan takes: seconds from the measured RATES, bytes from the sizes of the files' entries."""
+    _, cells = distinct_rows((table[field] for field in FIELDS if field != "seed"), len(table))
+    workers = {"lanes": threads or lanes.cores()}
+    seconds = sum(batch.steps / RATES[batch.engine] / workers.get(batch.engine, 1) for batch in planned.all)
+    steps = table["epochs"] * table["iterations"]
+    width = 8 if (table["dtype"] == "float64").any() else 4
+    losses = width * len(log_spaced(int(steps.max()))) + 8 * int(table["epochs"].max())
+    of_one = CSV_BYTES + PART_BYTES + LOSSES_BYTES + 2 * losses
+    return Estimate(len(cells), len(table), int(steps.sum()), len(planned.all), seconds, of_one * len(table))

@@ -1,0 +1,279 @@
+"""Hydra's configurations: made of files and of the catalogues, composed no more often than needed, read as values."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from xor_study.errors import StudyError, one_line, show, suggestion
+from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from xor_study.training.spec import GROUPS, KEYS
+
+CONFIG_NAME, VERSION_BASE = "config", "1.3"
+SETTINGS = ("engine", "device", "threads", "log", "shards", "dry_run")
+"""What is the same for a whole sweep and no part of a run."""
+
+CHOICES = (*GROUPS, "activation")
+"""Hydra's config groups of this package."""
+
+STUDY = "study"
+"""The config group of named grids, for sweeps only."""
+
+PROVIDER = "xor_study"
+"""Of the choices that are made of the catalogues, to Hydra."""
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIG_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+"""Inside the package in a wheel, beside it in a checkout."""
+
+ALIASES = {
+    "learning_rate": "lr",
+    "rate": "lr",
+    "optimizer.lr": "lr",
+    "opt": "optimizer",
+    "initializer": "init",
+    "initialization": "init",
+    "weight_init": "init",
+    "loss_fn": "loss",
+    "criterion": "loss",
+    "hidden_activation": "activation.hidden",
+    "output_activation": "activation.output",
+    "nonlinearity": "activation.hidden",
+    "clipping": "clip",
+    "gradient_clipping": "clip",
+    "max_norm": "clip.bound",
+    "width": "hidden",
+    "hidden_size": "hidden",
+    "units": "hidden",
+    "batch_size": "batch",
+    "n_epochs": "epochs",
+    "steps": "iterations",
+    "precision": "dtype",
+    "random_seed": "seed",
+    "seeds": "seed",
+    "gpu": "device",
+}
+"""Other names that people use, for the hint in a message; nothing is accepted under them."""
+
+
+def register() -> None:
+    """Make a Hydra choice of every entry of the catalogues, holding its parameters with their defaults."""
+    store = ConfigStore.instance()
+    for group, catalogue in GROUPS.items():
+        for name in catalogue:
+            parameters = {key: found.default for key, found in catalogue.parameters(name).items()}
+            store.store(group=group, name=name, node={"name": name, **parameters}, provider=PROVIDER)
+        for name, preset in catalogue.presets.items():
+            node = {"name": preset.name, **preset.parameters}
+            store.store(group=group, name=name, node=node, provider=PROVIDER)
+    for hidden, output in itertools.product(HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS):
+        node = {"hidden": hidden, "output": output}
+        store.store(group="activation", name=f"{hidden}_{output}", node=node, provider=PROVIDER)
+
+
+def values_of(config: DictConfig) -> dict[str, Any]:
+    """Return a composed configuration as one flat dictionary: fields of a run and settings.
+
+    Raises:
+        StudyError: if a value is missing, refers to something unknown, or is no single value.
+    """
+    try:
+        nested = OmegaConf.to_container(_without_hydra(config), resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise StudyError(f"{error.full_key}: {one_line(error)}") from error
+    assert isinstance(nested, dict)
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict) and key in CHOICES:
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            flat[str(key)] = value
+    for group in GROUPS:
+        flat[group] = flat.pop(f"{group}.name", None)
+        if not isinstance(flat[group], str):
+            raise StudyError(f"{group}: its configuration has no name (known: {', '.join(GROUPS[group])})")
+    for key, value in flat.items():
+        if key not in KEYS and key not in SETTINGS:
+            raise StudyError(f"{key}: unknown key{hint(key)}")
+        if isinstance(value, dict | list):
+            raise StudyError(f"{key}={show(value)}: must be one value")
+    return {KEYS.get(key, key): value for key, value in flat.items()}
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", STUDY)])
+
+
+def hint(key: str) -> str:
+    """Return what a key may have been meant to be, for the end of a message."""
+    """Return the end of a message about an unknown key: the nearest key, or all that stand at top level."""
+    known = list(dict.fromkeys([*CHOICES, *KEYS, *SETTINGS, STUDY]))
+    guesses = [ALIASES[key]] if key in ALIASES else [k for k in known if key and k.partition(".")[2] == key]
+    guesses = guesses or difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key, ALIASES, n=1)
+    if guesses:
+        return f"; did you mean {' or '.join(dict.fromkeys(ALIASES.get(guess, guess) for guess in guesses))}?"
+    return suggestion(key, sorted({k for k in known if "." not in k}))
+
+
+@lru_cache(maxsize=64)
+def is_plain(loader: ConfigLoader, config_name: str) -> bool:
+    """Return whether a primary configuration only lists groups and gives single values to keys outside them.
+
+    Then a choice brings its group's node and nothing else, and a value can be laid over the configuration instead of
+    being composed into it. Others, of a user, may refer to values, leave them open, or change a group's node.
+    """
+    read = read_file(loader, config_name)
+    if read is None or any(read.header.values()):
+        return False
+    found = OmegaConf.to_container(read.config)
+    assert isinstance(found, dict)
+
+    def given(value: Any) -> bool:
+        return not isinstance(value, dict | list) and value != "???" and "${" not in str(value)
+
+    def listed(entry: Any) -> bool:
+        groups = list(entry.items()) if isinstance(entry, dict) else []
+        known = all(key in (*CHOICES, STUDY) or str(key).startswith("override hydra/") for key, _ in groups)
+        return entry == "_self_" or (known and all(given(name) for _, name in groups))
+
+    values = {key: value for key, value in found.items() if key not in ("defaults", "hydra")}
+    known = all(key in SETTINGS or (key in KEYS and "." not in key) for key in values)
+    return known and all(map(given, values.values())) and all(map(listed, found.get("defaults", [])))
+
+
+def composed(
+    loader: ConfigLoader, config_name: str, fixed: Sequence[str], axes: Mapping[str, Sequence[str]]
+) -> list[DictConfig]:
+    """Return the configuration of each combination of choices, the last axis varying fastest.
+
+    Composing takes long, so a choice that brings nothing but its own group's node is composed only once, whatever it
+    is combined with.
+    """
+    first = tuple((key, choices[0]) for key, choices in axes.items())
+    plain_config = is_plain(loader, config_name)
+    base, _ = _base(loader, config_name, tuple(fixed), () if plain_config and not fixed else first)
+    nodes: dict[tuple[str, str], Any] = {}
+    for key, choices in axes.items():
+        own = tuple(line for line in fixed if line.lstrip("+").startswith(f"{key}."))
+        for choice in choices:
+            node = _node(loader, config_name, own, () if plain_config else first, key, choice)
+            if node is None:
+                combinations = itertools.product(*axes.values())
+                chosen = [dict(zip(axes, combination, strict=True)) for combination in combinations]
+                return [_without_hydra(compose(loader, config_name, fixed, choices)) for choices in chosen]
+            nodes[key, choice] = node
+    result = []
+    for combination in itertools.product(*axes.values()):
+        config = copy.deepcopy(base)
+        with read_write(config):
+            for key, choice in zip(axes, combination, strict=True):
+                config[key] = copy.deepcopy(nodes[key, choice])
+        result.append(config)
+    return result
+
+
+@lru_cache(maxsize=1024)
+def _node(
+    loader: ConfigLoader,
+    config_name: str,
+    fixed: tuple[str, ...],
+    first: tuple[tuple[str, str], ...],
+    key: str,
+    choice: str,
+) -> Any:
+    """Return what a choice brings, with what is fixed in it; None if it changes anything outside its group.
+
+    `first` are choices of the other groups to compose it with, where the configuration may leave them open.
+    """
+    default, choices = _base(loader, config_name, (), first)
+    if not fixed and choices.get(key) and is_plain(loader, config_name):
+        own, usual = (read_file(loader, f"{key}/{name}") for name in (choice, choices[key]))
+        if own and usual and own.provider == usual.provider == PROVIDER and default[key] == usual.config:
+            return own.config
+    alone = _without_hydra(compose(loader, config_name, fixed, {**dict(first), key: choice}))
+    return alone._get_node(key) if _others(alone, key) == _others(default, key) else None
+
+
+@lru_cache(maxsize=64)
+def _base(
+    loader: ConfigLoader, config_name: str, fixed: tuple[str, ...] = (), chosen: tuple[tuple[str, str], ...] = ()
+) -> tuple[DictConfig, Mapping[str, str]]:
+    """Return a configuration without Hydra's own part, and the choice of each group."""
+    config = compose(loader, config_name, fixed, dict(chosen))
+    return _without_hydra(config), config.hydra.runtime.choices
+
+
+@lru_cache(maxsize=256)
+def read_file(loader: ConfigLoader, path: str) -> ConfigResult | None:
+    """Return a configuration file as it is written, or what stands for one, if Hydra finds it."""
+    source = next((source for source in loader.get_sources() if source.is_config(path)), None)
+    return None if source is None else source.load_config(path)
+
+
+@lru_cache(maxsize=64)
+def options(loader: ConfigLoader, key: str) -> list[str]:
+    """Return the choices of a group."""
+    return list(loader.get_group_options(key))
+
+
+def _others(config: DictConfig, key: str) -> Any:
+    """Return all of a configuration but the node of one group, with references as they are written."""
+    return OmegaConf.to_container(OmegaConf.masked_copy(config, [str(k) for k in config if k != key]), resolve=False)
+
+
+def compose(loader: ConfigLoader, config_name: str, fixed: Sequence[str], chosen: Mapping[str, str]) -> DictConfig:
+    """Return a configuration with all of Hydra's own part.
+
+    Raises:
+        StudyError: if it can't be composed.
+    """
+    lines = [*fixed, *(f"{group}={choice}" for group, choice in chosen.items())]
+    try:
+        config = loader.load_configuration(config_name, lines, run_mode=RunMode.RUN)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise StudyError(_composition_error(loader, config_name, lines, error)) from error
+    return config
+
+
+def _composition_error(loader: ConfigLoader, config_name: str, lines: Sequence[str], error: Exception) -> str:
+    """Return why a configuration can't be composed: mostly that a choice does not have the parameter."""
+    groups = [line for line in lines if line.partition("=")[0] in CHOICES]
+    for line in lines:
+        group, _, name = line.partition("=")[0].lstrip("+").partition(".")
+        if name and group in GROUPS and f"'{group}.{name}'" in str(error):
+            choice = loader.load_configuration(config_name, groups, run_mode=RunMode.RUN)[group]["name"]
+            return no_parameter(group, choice, name)
+    return one_line(error)
+
+
+def no_parameter(group: str, choice: str, name: str) -> str:
+    """Return the message that a choice has no such parameter, and which it has."""
+    known = list(GROUPS[group].parameters(choice)) if choice in GROUPS[group] else []
+    has = f"it has {', '.join(f'{group}.{k}' for k in known)}" if known else "it has none"
+    return (
+        f"{group}.{name}: {group}={choice} has no such parameter ({has})" if choice else f"{group}.{name}: unknown key"
+    )
+
+
+def leaves(config: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Yield each value of a composed configuration, as written, with its key."""
+    nested = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(nested, dict)
+    for key, value in nested.items():
+        if isinstance(value, dict) and key in CHOICES:
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            yield str(key), value

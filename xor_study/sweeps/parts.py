@@ -1,0 +1,345 @@
+"""Part files: what came of a batch, written whole under the hash of its content, and their merge into one table.
+
+A part holds run ids, measures and recorded losses, and says what made them. Which parts there are is all that is known
+of how far a sweep is: `runs.csv` and `losses.npz` are made of them and of the plan, and can be made again at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import BaseFileLock, FileLock, Timeout
+from numpy.typing import NDArray
+
+from xor_study.engines.results import Measured
+from xor_study.errors import StudyError
+from xor_study.files import sweep_up, write_atomically
+from xor_study.sweeps.chunks import Batch
+from xor_study.training.outcome import NUMBERS, OUTCOMES
+
+FOLDER = "parts"
+FORMAT = 1
+STEPS = ("solved_step", "first_nonfinite_step")
+
+ROW = np.dtype(
+    [("run_id", "S20"), ("engine", "u1"), ("outcome", "u1"), ("accuracy", "f8")]
+    + [(name, "i8") for name in STEPS]
+    + [(name, "f8") for name in NUMBERS]
+)
+"""What a part holds of a run: engine and outcome by their place in the part's lists, a step that is missing as 0."""
+
+ARRAYS = {"about", "rows", "steps", "losses", "epoch_losses"}
+
+
+class DamagedError(StudyError):
+    """A file is no part as it was written."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What came of some runs.
+
+    Attributes:
+        rows: of type ROW, one for each run.
+        engines: what `rows["engine"]` counts.
+        made: what made them, by the names of columns of `runs.csv`.
+        steps: whose losses are recorded.
+        losses: at these steps, shape (runs, len(steps)).
+        epoch_losses: mean of each epoch, shape (runs, epochs).
+    """
+
+    rows: NDArray[np.void]
+    engines: tuple[str, ...]
+    made: Mapping[str, str | None]
+    steps: NDArray[np.int64]
+    losses: NDArray[np.floating[Any]]
+    epoch_losses: NDArray[np.floating[Any]]
+
+    @classmethod
+    def of(cls, run_ids: NDArray[np.bytes_], measured: Measured, made: Mapping[str, str | None]) -> Part:
+        """Return the part of runs that were measured."""
+        rows = np.zeros(len(run_ids), ROW)
+        codes, engines = pd.factorize(measured.engines)
+        rows["run_id"], rows["engine"] = run_ids, codes
+        outcomes = pd.Categorical(measured.measures["outcome"], categories=OUTCOMES)
+        rows["outcome"], rows["accuracy"] = outcomes.codes, measured.measures["accuracy"]
+        for name in STEPS:
+            rows[name] = measured.measures[name].fillna(0).to_numpy(np.int64)
+        for name in NUMBERS:
+            rows[name] = measured.measures[name]
+        return cls(rows, tuple(engines), made, measured.steps, measured.losses, measured.epoch_losses)
+
+    def encoded(self) -> memoryview:
+        """Return the part as the bytes of an npz file; the same for the same part."""
+        about = {"format": FORMAT, "outcomes": OUTCOMES, "engines": self.engines, "made": dict(self.made)}
+        stream = io.BytesIO()
+        np.savez(
+            stream,
+            about=np.array(json.dumps(about)),
+            rows=self.rows,
+            steps=self.steps,
+            losses=self.losses,
+            epoch_losses=self.epoch_losses,
+        )
+        return stream.getbuffer()
+
+    @classmethod
+    def decoded(cls, data: bytes) -> Part:
+        """Return the part that some bytes are.
+
+        Raises:
+            DamagedError: if they are none.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                found = {name: arrays[name] for name in ARRAYS}
+            about = json.loads(found.pop("about").item())
+            part = cls(engines=tuple(about["engines"]), made=about["made"], **found)
+            part._check(about)
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, MemoryError, zipfile.BadZipFile) as error:
+            raise DamagedError(f"is no part ({type(error).__name__})") from error
+        return part
+
+    def _check(self, about: Mapping[str, Any]) -> None:
+        """Raise ValueError unless all is as this version of the package writes it."""
+        runs = len(self.rows)
+        told = [*self.engines, *(value for value in self.made.values() if value is not None)]
+        sound = (
+            about["format"] == FORMAT
+            and tuple(about["outcomes"]) == OUTCOMES
+            and all(isinstance(text, str) for text in told)
+            and self.rows.dtype == ROW
+            and self.rows.ndim == self.steps.ndim == 1
+            and self.losses.shape == (runs, len(self.steps))
+            and self.epoch_losses.shape[:1] == (runs,)
+            and self.losses.dtype.kind == self.epoch_losses.dtype.kind == "f"
+            and (self.rows["outcome"] < len(OUTCOMES)).all()
+            and (self.rows["engine"] < len(self.engines)).all()
+        )
+        if not sound:
+            raise ValueError
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What is remembered of a part that was read.
+
+    Attributes:
+        places: of its runs in the plan, -1 for those it doesn't have.
+        engines, made: see `Part`.
+        outcomes: of its runs in the plan, as codes.
+        steps: whose losses are recorded.
+        kind: of the losses.
+        epochs: how many means there are.
+    """
+
+    places: NDArray[np.intp]
+    engines: tuple[str, ...]
+    made: Mapping[str, str | None]
+    outcomes: NDArray[np.uint8]
+    steps: NDArray[np.int64]
+    kind: np.dtype[Any]
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What came of all runs of a plan, in its order.
+
+    Attributes:
+        columns: measures, engine and what made them, as columns of `runs.csv`.
+        steps, losses, epoch_losses: see `Part`.
+    """
+
+    columns: pd.DataFrame
+    steps: NDArray[np.int64]
+    losses: NDArray[np.floating[Any]]
+    epoch_losses: NDArray[np.floating[Any]]
+
+
+@dataclass
+class Parts:
+    """The parts of one plan in a folder.
+
+    Args:
+        folder: of the sweep; its parts lie in the folder FOLDER of it.
+        run_ids: of the plan's runs, in their order.
+
+    Attributes:
+        done: which of the plan's runs stand in a part.
+        problems: what was found in the folder that is no sound part, and what is wrong with it, by the file's name.
+    """
+
+    folder: Path
+    run_ids: NDArray[np.bytes_]
+    done: NDArray[np.bool_] = field(init=False)
+    problems: dict[str, str] = field(default_factory=dict)
+    _known: dict[str, _Summary] = field(default_factory=dict)
+    _writing: set[str] = field(default_factory=set)
+    _index: pd.Index[Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.path = self.folder / FOLDER
+        self.done = np.zeros(len(self.run_ids), bool)
+
+    def scan(self) -> None:
+        """Read the parts that came since the last time."""
+        for name in self._names():
+            if name not in self._known.keys() | self.problems.keys() | self._writing:
+                try:
+                    part = self._read(name)
+                except DamagedError as error:
+                    self.problems[name] = str(error)
+                else:
+                    self._remember(name, part, self._places(part.rows["run_id"]))
+
+    def _names(self) -> list[str]:
+        return sorted(path.name for path in self.path.glob("*.npz") if not path.name.startswith("."))
+
+    def _read(self, name: str) -> Part:
+        try:
+            data = (self.path / name).read_bytes()
+        except IsADirectoryError as error:
+            raise DamagedError("is a folder") from error
+        if _name(data) != name:
+            raise DamagedError("its content is not what its name says")
+        return Part.decoded(data)
+
+    def _places(self, run_ids: NDArray[np.bytes_]) -> NDArray[np.intp]:
+        if self._index is None:
+            self._index = pd.Index(self.run_ids.astype(object))
+        return self._index.get_indexer(pd.Index(run_ids.astype(object)))
+
+    def _remember(self, name: str, part: Part, places: NDArray[np.intp]) -> None:
+        outcomes = part.rows["outcome"][places >= 0]
+        kind, epochs = part.losses.dtype, part.epoch_losses.shape[1]
+        self._known[name] = _Summary(places, part.engines, part.made, outcomes, part.steps, kind, epochs)
+        self.done[places[places >= 0]] = True
+        if not (places >= 0).any():
+            self.problems[name] = "none of its runs is asked for"
+
+    @property
+    def others(self) -> int:
+        """How many runs there are that the plan doesn't have."""
+        return sum(int((known.places < 0).sum()) for known in self._known.values())
+
+    def outcomes(self) -> dict[str, int]:
+        """Return how many of the finished runs came to which outcome."""
+        counts = np.zeros(len(OUTCOMES), np.int64)
+        for known in self._known.values():
+            counts += np.bincount(known.outcomes, minlength=len(OUTCOMES))
+        return dict(zip(OUTCOMES, counts.tolist(), strict=True))
+
+    def made_otherwise(self, made: Mapping[str, str | None], engines: set[str]) -> dict[str, int]:
+        """Return how many finished runs something else than `made` or `engines` made, such as "engine=plain"."""
+        found: dict[str, int] = {}
+        for known in self._known.values():
+            told = {"engine": ",".join(known.engines), **known.made}
+            usual = {**made, "engine": told["engine"] if set(known.engines) <= engines else ""}
+            for what, value in told.items():
+                if value != usual.get(what):
+                    text = f"{what}={value or 'unknown'}"
+                    found[text] = found.get(text, 0) + int((known.places >= 0).sum())
+        return {text: runs for text, runs in found.items() if runs}
+
+    def claim(self, batch: Batch, seconds: float = 0) -> BaseFileLock | None:
+        """Return the lock of a batch, or None if another process trains it for so long; a dead one's is free."""
+        lock = FileLock(self.path / f"{batch.identity}.lock", thread_local=False)
+        try:
+            lock.acquire(timeout=seconds)
+        except Timeout:
+            return None
+        sweep_up(self.path, f".{batch.identity}.")
+        return lock
+
+    def remove_locks(self) -> None:
+        """Remove the locks' files, once all is done: who still waits for one finds nothing left to do."""
+        for path in self.path.glob("*.lock"):
+            path.unlink(missing_ok=True)
+
+    def add(self, batch: Batch, rows: NDArray[np.intp], part: Part) -> None:
+        """Write what came of a batch's runs at `rows` of the plan."""
+        data = part.encoded()
+        name = _name(data)
+        self._writing.add(name)
+        write_atomically(self.path / name, lambda stream: stream.write(data), prefix=f".{batch.identity}.")
+        self.problems.pop(name, None)
+        self._remember(name, part, rows)
+
+    def merged(self) -> Merged:
+        """Return what came of all runs.
+
+        Of a run that stands in two parts, as two processes may have made it at once, the first by name counts.
+
+        Raises:
+            StudyError: if runs are missing.
+        """
+        known = {name: self._known[name] for name in sorted(self._known) if self._known[name].outcomes.size}
+        steps = _union(summary.steps for summary in known.values())
+        runs, epochs = len(self.run_ids), max((summary.epochs for summary in known.values()), default=0)
+        kind = np.result_type(*(summary.kind for summary in known.values())) if known else np.dtype(np.float32)
+        losses, epoch_losses = np.full((runs, len(steps)), np.nan, kind), np.full((runs, epochs), np.nan)
+        rows, maker = np.zeros(runs, ROW), np.full(runs, -1)
+        makers: dict[str, int] = {}
+        for name, summary in known.items():
+            fresh = (summary.places >= 0) & (maker[np.maximum(summary.places, 0)] < 0)
+            part, to = self._again(name), _span(summary.places[fresh])
+            whole = slice(None) if fresh.all() else fresh
+            rows[to] = part.rows[whole]
+            if len(part.steps) == len(steps):
+                losses[to] = part.losses[whole]
+            else:
+                losses[np.ix_(summary.places[fresh], np.searchsorted(steps, part.steps))] = part.losses[whole]
+            epoch_losses[to, : part.epoch_losses.shape[1]] = part.epoch_losses[whole]
+            told = [json.dumps({"engine": engine, **part.made}) for engine in part.engines]
+            codes = np.array([makers.setdefault(text, len(makers)) for text in told])
+            maker[to] = codes[part.rows["engine"][whole]]
+        missing = int((maker < 0).sum())
+        if missing:
+            raise StudyError(f"{self.folder}: {missing} of {runs} runs are missing")
+        return Merged(_columns(rows, maker, [json.loads(text) for text in makers]), steps, losses, epoch_losses)
+
+    def _again(self, name: str) -> Part:
+        try:
+            return self._read(name)
+        except (DamagedError, OSError) as error:
+            raise StudyError(f"{self.path / name}: changed while it was in use") from error
+
+
+def _name(data: bytes | memoryview) -> str:
+    return f"{hashlib.sha256(data).hexdigest()[:32]}.npz"
+
+
+def _union(numbers: Iterator[NDArray[np.int64]]) -> NDArray[np.int64]:
+    distinct = {steps.tobytes(): steps for steps in numbers}
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *distinct.values()]))
+
+
+def _span(places: NDArray[np.intp]) -> NDArray[np.intp] | slice:
+    """Return places that follow each other as a slice, which is read and written three times as fast."""
+    alike = len(places) > 0 and places[-1] - places[0] == len(places) - 1 and (np.diff(places) == 1).all()
+    return slice(int(places[0]), int(places[-1]) + 1) if alike else places
+
+
+def _columns(rows: NDArray[np.void], maker: NDArray[np.intp], makers: list[dict[str, str | None]]) -> pd.DataFrame:
+    """Return rows as columns of `runs.csv`, with those of what made them."""
+    columns: dict[str, Any] = {
+        "outcome": pd.Categorical.from_codes(rows["outcome"], categories=pd.Index(OUTCOMES)),
+        "accuracy": np.ascontiguousarray(rows["accuracy"]),
+    }
+    for name in STEPS:
+        columns[name] = pd.arrays.IntegerArray(np.ascontiguousarray(rows[name]), rows[name] == 0)
+    columns |= {name: np.ascontiguousarray(rows[name]) for name in NUMBERS}
+    for name in dict.fromkeys(name for made in makers for name in made):
+        codes, values = pd.factorize(np.array([made.get(name) for made in makers], dtype=object))
+        columns[name] = pd.Categorical.from_codes(codes[maker], categories=pd.Index(values))
+    return pd.DataFrame(columns, copy=False)

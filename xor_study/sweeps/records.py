@@ -1,0 +1,101 @@
+"""Results as files: tables written whole or not at all, with where they come from."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from xor_study.engines.results import Result
+from xor_study.errors import StudyError
+from xor_study.files import write_atomically, write_table
+from xor_study.model.data import CORNERS
+from xor_study.sweeps.parts import Merged
+from xor_study.sweeps.provenance import provenance
+
+RUNS, LOSSES, HISTORY, WEIGHTS, CONFIG = "runs.csv", "losses.npz", "history.csv", "weights.pt", "config.yaml"
+PLAN = "plan.json"
+"""Of a sweep: which runs it has, and the command that made it."""
+
+
+def check_folder(key: str, name: str, *, sweep: bool = False) -> None:
+    """Raise StudyError if results can't go into the folder `name`, set by `key`.
+
+    One that holds results is refused, but for a sweep that goes on with a sweep; `sweep.Sweep` looks at that.
+    """
+    if not name:
+        raise StudyError(f"{key}=: must name a folder")
+    folder = Path(name)
+    try:
+        there = [file for file in (PLAN, RUNS) if (folder / file).exists()]
+        if there and not (sweep and PLAN in there):
+            raise StudyError(f"{key}={folder}: holds {there[-1]} already; choose another folder or move it away")
+        nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    except OSError as error:
+        raise StudyError(f"{key}={folder}: {error.strerror}") from error
+    if not nearest.is_dir():
+        raise StudyError(f"{key}={folder}: {nearest} is a file; must be a folder")
+    try:
+        tempfile.TemporaryDirectory(dir=nearest, prefix=".xor_study").cleanup()
+    except OSError as error:
+        raise StudyError(f"{key}={folder}: can't write in {nearest} ({error.strerror})") from error
+
+
+def runs_table(result: Result) -> pd.DataFrame:
+    """Return the table of runs as it is written: what each is, what came of it and what made it."""
+    return result.runs.assign(**provenance())
+
+
+def hints(folder: Path, command: str) -> dict[str, str]:
+    """Return commands for who has a sweep's table before him, by what they are for."""
+    name = shlex.quote(str(folder))
+    found = {"this table again, and as a figure": f"xor-study show {name} --figure"}
+    return found | ({"go on, or make it larger": command} if command else {})
+
+
+def read_runs(folder: Path, name: str = RUNS) -> pd.DataFrame:
+    """Return the table of runs in a folder; step numbers that are missing are <NA>."""
+    text, whole = ("run_id", "git_commit", "batch"), ("solved_step", "first_nonfinite_step")
+    types = dict.fromkeys(text, "str") | dict.fromkeys(whole, "Int64")
+    return pd.read_csv(folder / name, dtype=types, low_memory=False)  # in one piece, or its columns get mixed types
+
+
+def read_losses(folder: Path) -> pd.DataFrame:
+    """Return the recorded losses of a folder's runs: columns are step numbers, the index is run_id."""
+    with np.load(folder / LOSSES, allow_pickle=False) as arrays:
+        return pd.DataFrame(
+            arrays["losses"].astype(np.float64), index=arrays["run_id"].astype(str), columns=arrays["steps"]
+        )
+
+
+def write_merged(folder: Path, runs: pd.DataFrame, run_ids: np.ndarray, merged: Merged) -> None:
+    """Write the runs and the recorded losses; the runs last, so where they stand everything stands."""
+    arrays: dict[str, Any] = {
+        "run_id": run_ids,
+        "steps": merged.steps,
+        "losses": merged.losses,
+        "epoch_losses": merged.epoch_losses,
+    }
+    write_atomically(folder / LOSSES, lambda stream: np.savez(stream, **arrays))
+    write_table(folder / RUNS, runs)
+
+
+def write_weights(folder: Path, result: Result) -> None:
+    """Write the parameters of a single run, for `torch.load(..., weights_only=True)`."""
+    buffer = io.BytesIO()
+    torch.save(result.network(0).state_dict(), buffer)
+    write_atomically(folder / WEIGHTS, lambda stream: stream.write(buffer.getvalue()))
+
+
+def write_history(folder: Path, result: Result) -> None:
+    """Write what was noted of every step of a single run."""
+    assert result.history is not None
+    table = result.history.drop(columns=["run_id", "max_abs_grad", "max_abs_parameter", "saturated"])
+    table["accuracy"] = table.pop("corners_right") / len(CORNERS)
+    write_table(folder / HISTORY, table)

@@ -1,0 +1,181 @@
+"""What the command line does once its plan is checked: train, write the results into a folder, say what came of it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from xor_study.engines import FallbackWarning, train_table
+from xor_study.engines.results import Result
+from xor_study.errors import StudyError, one_line
+from xor_study.files import write_atomically, write_table
+from xor_study.model.data import CORNERS
+from xor_study.model.losses import LOSSES
+from xor_study.sweeps import records, terminal
+from xor_study.sweeps.chunks import batches, estimate
+from xor_study.sweeps.plan import Plan
+from xor_study.sweeps.provenance import git_commit
+from xor_study.sweeps.sweep import Sweep
+from xor_study.training.outcome import Detail
+from xor_study.training.table import run_ids
+
+GRID, MARGIN = 200, 0.25
+"""Points along each axis of the decision boundary's picture, and how far it reaches beyond the corners."""
+
+
+def run_one(
+    table: pd.DataFrame, engine: str, device: str, threads: int | None, folder: Path, log: str = "epochs"
+) -> Result:
+    """Train a single run and leave history, table, weights and pictures in `folder`."""
+    from xor_study import figures  # matplotlib takes a third of a second, which a sweep is spared
+
+    folder.mkdir(parents=True, exist_ok=True)
+    git_commit()  # asked now, while the files are those that were loaded
+    with terminal.progress_bar(1) as follow, terminal.notes():
+        detail = Detail(every_step=True)
+        result = train_table(table, detail, engine=engine, device=device, threads=threads, progress=follow)
+    assert result.history is not None
+    run = result.runs.iloc[0]
+    title = f"{run['optimizer']}, lr {run['lr']:g}, seed {run['seed']}: {run['outcome']}"
+    records.write_history(folder, result)
+    records.write_weights(folder, result)
+    figures.save(figures.loss_curve(result.history, title), folder / "loss")
+    decides = LOSSES[run["loss"]]
+    predictions = plane(result, return_logit=decides.decided_by == "logit")
+    boundary = figures.decision_boundary(predictions, (-MARGIN, 1 + MARGIN), decides.threshold, title)
+    figures.save(boundary, folder / "boundary")
+    write_table(folder / records.RUNS, records.runs_table(result))
+    if log == "axon":
+        terminal.show_running_mean(result.history)
+    else:
+        terminal.show_epochs(result.epoch_losses.iloc[0])
+    terminal.show_run(result, corner_predictions(result), sorted(folder.iterdir()))
+    return result
+
+
+Launch = Callable[[Path, str], list[str]]
+"""(folder, identity of the plan) -> what was wrong with which job, as lines."""
+
+
+class InterruptedSweep(KeyboardInterrupt):
+    """A sweep was interrupted; the message says what is kept and how to go on."""
+
+
+def run_sweep(
+    planned: Plan, folder: Path, config: str = "", shards: int | None = None, launch: Launch | None = None
+) -> None:
+    """Train what is missing of a plan in `folder`, and leave one table of all runs, with the recorded losses.
+
+    Args:
+        planned: the plan.
+        folder: new, or of the same sweep.
+        config: Hydra's configuration of the sweep, to be kept.
+        shards: how many jobs `launch` makes.
+        launch: trains all shards in jobs of their own; None trains in this process.
+
+    Raises:
+        StudyError: if something went wrong; what is finished is kept.
+        InterruptedSweep: likewise.
+    """
+    sweep = Sweep(planned.table, planned.engine, planned.device, planned.threads, folder, shards)
+    git_commit()  # asked now, while the files are those that were loaded
+    command = _command(folder)
+    notes = sweep.begin(command, planned.axes)
+    write_atomically(folder / MULTIRUN, lambda stream: stream.write(config.encode()))
+    if planned.duplicates:
+        given = len(planned.table) + planned.duplicates
+        notes.insert(0, f"{planned.duplicates} of {given} runs stood twice and run once")
+    terminal.show_notes(notes)
+    problems: list[str] = []
+    try:
+        if launch is None:
+            with terminal.progress_bar(len(planned.table)) as follow, terminal.notes():
+                sweep.train(follow)
+        elif sweep.lost():
+            with terminal.progress_bar(len(planned.table)) as follow, sweep.watched(follow):
+                problems = launch(folder, sweep.planned.identity)
+        runs = _merge(sweep, problems)
+    except (StudyError, OSError) as error:
+        raise StudyError(f"{one_line(error)}; {_kept(sweep, command)}") from error
+    except KeyboardInterrupt as error:
+        raise InterruptedSweep(f"interrupted; {_kept(sweep, command)}") from error
+    terminal.show_notes(problems)
+    terminal.show_sweep(runs, planned.axes, folder / records.RUNS, records.hints(folder, command))
+
+
+MULTIRUN = "multirun.yaml"
+
+
+def _merge(sweep: Sweep, problems: Sequence[str]) -> pd.DataFrame:
+    """Return the table of all runs, written.
+
+    Raises:
+        StudyError: if runs are missing; it names the shards that were lost.
+    """
+    sweep.parts.scan()
+    lost = sweep.lost()
+    if lost:
+        names = f"shard{'s' * (len(lost) > 1)} {', '.join(map(str, lost))} of {sweep.shards} left runs out"
+        raise StudyError("; ".join([names, *problems]))
+    return sweep.merge()
+
+
+def _kept(sweep: Sweep, command: str) -> str:
+    """Return what is kept of a sweep that did not end well, and the command that goes on with it."""
+    sweep.parts.scan()
+    done, runs = int(sweep.parts.done.sum()), len(sweep.table)
+    return f"{done} of {runs} runs are kept in {sweep.folder}; to go on: {command}"
+
+
+def _command(folder: Path) -> str:
+    """Return the command line that goes on with a sweep: the one that was given, in this folder."""
+    script = Path(sys.argv[0]).name
+    own = ["xor-study"] if script == "xor-study" else ["python", "-m", "xor_study.run"]
+    named = any(argument.startswith("hydra.sweep.dir=") for argument in sys.argv[1:])
+    return shlex.join([*own, *sys.argv[1:], *([] if named else [f"hydra.sweep.dir={folder}"])])
+
+
+def run_shard(sweep: Sweep, shard: int, identity: str) -> None:
+    """Train one shard of a sweep that another process began.
+
+    Raises:
+        StudyError: if the plan is not the one that was begun, as with another version of this package.
+    """
+    if sweep.planned.identity != identity:
+        raise StudyError(f"{sweep.folder}: this host plans other runs than where the sweep was begun; same version?")
+    sweep.parts.scan()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)
+        sweep.train(lambda progress: None, shard)
+
+
+def dry_run(planned: Plan) -> None:
+    """Say what a plan would run, about how long it takes and how large it gets."""
+    ids = run_ids(planned.table).to_numpy().astype("S20")
+    found = batches(planned.table, ids, planned.engine, planned.device, planned.shards)
+    terminal.show_plan(estimate(planned.table, found, planned.threads), found, planned.axes, planned.duplicates)
+
+
+def corner_predictions(result: Result) -> list[float]:
+    """Return a single run's predictions of the four corners."""
+    network = result.network(0)
+    x1, x2 = torch.tensor(CORNERS).to(network.output.bias).T[..., None]
+    with torch.no_grad():
+        return [float(value) for value in network(x1, x2)[:, 0]]
+
+
+def plane(result: Result, *, return_logit: bool) -> np.ndarray:
+    """Return a single run's predictions, or logits, over the plane around the corners: rows by x2, columns by x1."""
+    network = result.network(0)
+    line = torch.linspace(-MARGIN, 1 + MARGIN, GRID).to(network.output.bias)
+    x2, x1 = (axis.reshape(-1, 1) for axis in torch.meshgrid(line, line, indexing="ij"))
+    with torch.no_grad():
+        values: torch.Tensor = network(x1, x2, return_logit=return_logit)
+    return values.reshape(GRID, GRID).double().numpy()

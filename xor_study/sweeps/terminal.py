@@ -1,0 +1,318 @@
+"""What a person at a terminal sees: progress, the summary of a run, the table of a sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.measure import Measurement
+from rich.progress import (
+    BarColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+from rich.table import Column, Table
+from rich.text import Text
+
+from xor_study.analysis.shares import cells, keys_of
+from xor_study.analysis.statistics import wilson
+from xor_study.engines import FallbackWarning
+from xor_study.engines.results import Progress, Result
+from xor_study.model.data import CORNERS, TARGETS
+from xor_study.sweeps.chunks import Batches, Estimate
+from xor_study.training.outcome import OUTCOMES, running_mean
+
+COLOURS = {"solved": "green", "unsolved": "yellow", "diverged": "magenta", "nonfinite": "red"}
+VERDICT_COLOURS = {"supported": "green", "refuted": "red", "not the cause": "blue", "undecided": "yellow"}
+MOST_ROWS = 200
+UNBOUNDED = 10_000
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # rich calls it where it handles the error; `problems.in_one_line` knows what to do
+
+
+def console() -> Console:
+    """Return the console of standard output, wide enough not to fold a table where output is no terminal."""
+    plain = _Console(highlight=False)
+    return plain if plain.is_terminal else _Console(highlight=False, width=200)
+
+
+@contextlib.contextmanager
+def notes() -> Iterator[None]:
+    """Print what the engines have to say as one line each, without where in the code it was said."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FallbackWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, FallbackWarning):
+            console().print(f"note: {warning.message}")
+        else:
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def show_notes(lines: Sequence[str]) -> None:
+    """Print notes, one a line."""
+    for line in lines:
+        console().print(f"note: {line}", markup=False, soft_wrap=True)
+
+
+def show_plan(estimated: Estimate, planned: Batches, axes: Sequence[str], duplicates: int) -> None:
+    """Print what a plan would run."""
+    out = console()
+    table = Table(box=None, pad_edge=False, show_header=False)
+    engines = Counter(batch.engine for batch in planned.all)
+    rows = {
+        "cells": f"{estimated.cells:,}",
+        "runs": f"{estimated.runs:,}" + (f" ({duplicates:,} more stood twice)" if duplicates else ""),
+        "axes": ", ".join(axes) or "none",
+        "network-steps": f"{estimated.steps:,}",
+        "batches": ", ".join(f"{count:,} on {engine}" for engine, count in engines.items()),
+        "time": f"about {duration(estimated.seconds)} of training on this machine",
+        "size": f"about {estimated.bytes / 1e6:,.1f} MB",
+    }
+    for name, text in rows.items():
+        table.add_row(name, text)
+    out.print(table)
+    show_notes([planned.fallback] if planned.fallback else [])
+    out.print("Nothing was run: dry_run=true.")
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: two of its largest units."""
+    whole = max(1, round(seconds))
+    units = {"d": whole // 86400, "h": whole // 3600 % 24, "min": whole // 60 % 60, "s": whole % 60}
+    told = [f"{count} {unit}" for unit, count in units.items() if count]
+    return " ".join(told[:2])
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = f"{(task.speed or 0) / 1e3:,.0f}k network-steps/s" if task.speed else ""
+        return Text(speed, no_wrap=True)
+
+
+@contextlib.contextmanager
+def progress_bar(runs: int) -> Iterator[Callable[[Progress], None]]:
+    """Follow a training: runs done, outcomes so far, network-steps a second, time left.
+
+    On a terminal that is a bar, which goes away in the end; elsewhere a line every LINE_SECONDS, from then on.
+    """
+    errors = Console(stderr=True, highlight=False)
+    if not errors.is_terminal:
+        yield _Lines(errors).follow
+        return
+    counts = [
+        TextColumn(f"{{task.fields[{name}]}}", table_column=Column(no_wrap=True)) for name in ("runs", "outcomes")
+    ]
+    columns = [BarColumn(bar_width=12), *(counts if runs > 1 else []), _Speed(), TimeRemainingColumn()]
+    with Bars(*columns, console=errors, transient=True) as bars:
+        task = bars.add_task("", total=None, runs="", outcomes="")
+
+        def follow(progress: Progress) -> None:
+            bars.update(
+                task,
+                total=progress.steps,
+                completed=progress.steps_done,
+                runs=_runs(progress),
+                outcomes=_outcomes(progress),
+            )
+
+        yield follow
+
+
+LINE_SECONDS = 30.0
+
+
+class _Lines:
+    """Says how far a training is in lines of text."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.begun = self.told = time.monotonic()
+
+    def follow(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self.told < LINE_SECONDS or not progress.steps_done:
+            return
+        self.told, speed = now, progress.steps_done / (now - self.begun)
+        left = duration((progress.steps - progress.steps_done) / speed)
+        parts = [_runs(progress), _outcomes(progress), f"{speed / 1e3:,.0f}k network-steps/s", f"{left} left"]
+        self.console.print("; ".join(part for part in parts if part), soft_wrap=True)
+
+
+def _runs(progress: Progress) -> str:
+    return f"{progress.runs_done}/{progress.runs} runs"
+
+
+def _outcomes(progress: Progress) -> str:
+    return ", ".join(
+        f"[{COLOURS[name]}]{progress.outcomes[name]} {name}[/]" for name in OUTCOMES if progress.outcomes[name]
+    )
+
+
+def show_epochs(losses: pd.Series[float]) -> None:
+    """Print the mean loss of each epoch, of many epochs the first and the last ten."""
+    out = console()
+    out.print("epoch  mean loss")
+    shown = losses if len(losses) <= 20 else pd.concat([losses[:10], losses[-10:]])
+    for epoch, loss in shown.items():
+        out.print(f"{epoch:5d}  {loss:.6g}")
+
+
+def show_running_mean(history: pd.DataFrame) -> None:
+    """Print the loss as Axon's loop does: the mean of all steps so far, never reset, so that one NaN stays."""
+    out = console()
+    means = running_mean(history["loss"].to_numpy())
+    iterations = int((history["epoch"] == 1).sum())
+    shown = sorted({0, iterations // 4 - 1, iterations // 2 - 1, 3 * iterations // 4 - 1, iterations - 1} - {-1})
+    for epoch in range(int(history["epoch"].max())):
+        for batch in shown:
+            loss = f"{means[epoch * iterations + batch]:.7f}".replace("nan", "NaN")
+            out.print(f"Epoch: {epoch}, Batch: {batch + 1}, loss: {loss}")
+
+
+def show_run(result: Result, predictions: Sequence[float], files: Sequence[Path]) -> None:
+    """Print the summary of a single run: the four predictions, the outcome, the files."""
+    out, run = console(), result.runs.iloc[0]
+    out.print()
+    out.print("x1 x2  prediction  target")
+    for (x1, x2), prediction, target in zip(CORNERS, predictions, TARGETS, strict=True):
+        out.print(f" {x1}  {x2}  {prediction:10.6f}  {int(target):6d}")
+    out.print()
+    out.print(_verdict(run))
+    for path in files:
+        out.print(f"  {path}", soft_wrap=True, markup=False)
+
+
+def _verdict(run: pd.Series[Any]) -> str:
+    outcome = run["outcome"]
+    details = f"accuracy {run['accuracy']:g}, final loss {run['final_loss']:.6g}"
+    if outcome == "solved":
+        details += f", all corners right from step {run['solved_step']}"
+    if outcome == "nonfinite":
+        details += f", not finite from step {run['first_nonfinite_step']}"
+    return f"outcome: [{COLOURS[outcome]}]{outcome}[/] ({details})"
+
+
+def show_sweep(runs: pd.DataFrame, axes: Sequence[str], path: Path, hints: Mapping[str, str]) -> None:
+    """Print how many runs of each cell came to which outcome, seeds collapsed, and where to go from there.
+
+    Args:
+        runs: as in `runs.csv`.
+        axes: that were given, in order.
+        path: of the table of runs.
+        hints: commands, by what they are for.
+    """
+    out = console()
+    keys = keys_of(runs, axes)
+    found = cells(runs, keys)
+    rows = [
+        ([_text(row[key]) for key in keys], int(row["runs"]), [int(row[name]) for name in OUTCOMES])
+        for row in found.head(MOST_ROWS).to_dict("records")
+    ]
+    layouts = ((False, False), (False, True), (True, True))
+    for stacked, two_lines in layouts:
+        table = _cells_table(keys, rows, stacked=stacked, two_lines=two_lines)
+        if Measurement.get(out, out.options.update(max_width=UNBOUNDED), table).maximum <= out.width:
+            break
+    out.print(table)
+    if len(found) > MOST_ROWS:
+        out.print(f"... and {len(found) - MOST_ROWS} more cells")
+    out.print(
+        "shares with Wilson's 95 % interval" if len(runs) > len(found) else "", end="\n" * (len(runs) > len(found))
+    )
+    out.print(f"{len(runs)} runs: {path}", soft_wrap=True, markup=False)
+    for purpose, command in hints.items():
+        out.print(f"{purpose}: {command}", soft_wrap=True, markup=False)
+
+
+def _cells_table(
+    keys: Sequence[str], rows: Sequence[tuple[list[str], int, list[int]]], *, stacked: bool, two_lines: bool
+) -> Table:
+    """Return a table of cells: the keys as columns or stacked in one, an interval beside its share or below it."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for key in ["cell"] if stacked and keys else keys:
+        table.add_column(key, no_wrap=not stacked, overflow="fold")
+    for name in ("runs", *OUTCOMES):
+        table.add_column(name, justify="right", no_wrap=not stacked, overflow="fold")
+    for cell, runs, counts in rows:
+        shares = [_share(count, runs, COLOURS[name], two_lines) for name, count in zip(OUTCOMES, counts, strict=True)]
+        stack = ["\n".join(f"{key}={value}" for key, value in zip(keys, cell, strict=True))] if cell else []
+        table.add_row(*(stack if stacked else cell), str(runs), *shares)
+    return table
+
+
+def _text(value: Any) -> str:
+    return "" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _share(count: int, runs: int, colour: str, two_lines: bool) -> str:
+    if not count:
+        return "-"
+    low, high = wilson(count, runs)
+    interval = f"{100 * low:.0f} to {100 * high:.0f}"
+    between, end = ("\n", "") if two_lines else (", ", ")")
+    return f"[{colour}]{count} ({count / runs:.0%}{')' if two_lines else ''}{between}{interval}{end}[/]"
+
+
+def show_comparison(one: Path, other: Path, differing: Mapping[str, tuple[Any, Any]], table: pd.DataFrame) -> None:
+    """Print the paired differences of two folders."""
+    out = console()
+    for folder, side in ((one, 0), (other, 1)):
+        told = ", ".join(
+            f"{key}={_text(values[side])}" for key, values in differing.items() if not pd.isna(values[side])
+        )
+        out.print(f"{'AB'[side]}: {folder}{f' ({told})' if told else ''}", soft_wrap=True, markup=False)
+    keys = [str(column) for column in table.columns[: list(table.columns).index("pairs")]]
+    printed = Table(box=None, pad_edge=False, header_style="bold")
+    for key in (*keys, "outcome"):
+        printed.add_column(key, overflow="fold")
+    for name in ("pairs", "A", "B", "B - A (95 %)", "p"):
+        printed.add_column(name, justify="right", no_wrap=True)
+    for row in table.head(MOST_ROWS).to_dict("records"):
+        points = [f"{100 * row[name]:+.0f}" for name in ("difference", "low", "high")]
+        printed.add_row(
+            *(_text(row[key]) for key in keys),
+            f"[{COLOURS[row['outcome']]}]{row['outcome']}[/]",
+            str(row["pairs"]),
+            f"{row['one']:.0%}",
+            f"{row['other']:.0%}",
+            f"{points[0]} ({points[1]} to {points[2]})",
+            f"{row['p']:.2g}",
+        )
+    out.print(printed)
+    if len(table) > MOST_ROWS:
+        out.print(f"... and {len(table) - MOST_ROWS} more rows")
+    out.print("differences in percentage points, paired by seed; p: McNemar's exact test after Holm's correction")
+
+
+def show_claims(claims: pd.DataFrame) -> None:
+    """Print the verdict on each claim with its effect, its interval, and one sentence."""
+    table = Table(
+        "claim", Column("verdict", no_wrap=True), Column("effect (95 %)", no_wrap=True), "in plain words", box=None
+    )
+    for row in claims.to_dict("records"):
+        effect = f"{row['effect']:.3g} ({row['low']:.3g} to {row['high']:.3g})"
+        table.add_row(row["claim"], f"[{VERDICT_COLOURS[row['verdict']]}]{row['verdict']}[/]", effect, row["sentence"])
+    console().print(table)
+
+
+def show_differences(table: pd.DataFrame) -> None:
+    """Print what differs, if anything does."""
+    if len(table):
+        printed = Table(*table.columns, box=None)
+        for row in table.astype(str).itertuples(index=False):
+            printed.add_row(*map(str, row))
+        console().print(printed)

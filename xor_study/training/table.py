@@ -1,0 +1,152 @@
+"""A checked table of runs: a column for each field, a row for each run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from xor_study.errors import StudyError, show, suggestion
+from xor_study.training.spec import (
+    FIELDS,
+    GROUPS,
+    KEYS,
+    OF_A_STEP,
+    OWN,
+    TOGETHER,
+    RunSpec,
+    check_representable,
+    check_together,
+    deciding_group,
+    identity,
+    identity_text,
+    key_of,
+    rules,
+    without_presets,
+)
+
+
+def table_of(runs: Iterable[RunSpec] | pd.DataFrame) -> pd.DataFrame:
+    """Return a checked table of runs: a column for each field, a row for each run, in the order given.
+
+    Args:
+        runs: specs, or a table whose columns are some of the fields (or of their names with a dot) and whose missing
+            columns and cells mean the default.
+
+    Raises:
+        StudyError: for an unknown column, a value that is not allowed, or an empty table.
+    """
+    if not isinstance(runs, pd.DataFrame):
+        runs = pd.DataFrame([dataclasses.asdict(run) for run in runs], columns=FIELDS, dtype=object)
+    if runs.empty:
+        raise StudyError("no runs: the table is empty")
+    given = {KEYS.get(str(column), str(column)): runs[column].reset_index(drop=True) for column in runs.columns}
+    for column in given:
+        if column not in FIELDS:
+            raise StudyError(f"{show(column)}: unknown column{suggestion(column, FIELDS)}")
+    for group, catalogue in GROUPS.items():
+        if group in given and given[group].isin(list(catalogue.presets)).any():
+            names = {group} | {f"{group}_{name}" for preset in catalogue.presets.values() for name in preset.parameters}
+            rows = pd.DataFrame({name: given[name] for name in names if name in given}, dtype=object)
+            replaced = pd.DataFrame([without_presets(row) for row in rows.to_dict("records")], dtype=object)
+            given |= {str(name): replaced[name] for name in replaced}
+    own = [column for field, column in given.items() if field != "seed"]
+    types = [column.map(type) for column in own if column.dtype == object]  # True is not 1
+    cell_of, firsts = distinct_rows([*own, *types], len(runs))
+    cells = _checked_cells({field: column.take(firsts).reset_index(drop=True) for field, column in given.items()})
+    table = cells.take(cell_of).reset_index(drop=True)
+    if "seed" in given:
+        table["seed"] = _seeds(given["seed"])
+    return table
+
+
+def distinct_rows(columns: Iterable[pd.Series[Any]], rows: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return which distinct row each row of some columns is, and where each appears first, in that order."""
+    numbers = np.zeros(rows, np.intp)
+    for column in columns:
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            codes, count = column.cat.codes.to_numpy().astype(np.intp) + 1, len(column.cat.categories) + 1
+        elif column.dtype.kind in "if" and (column.to_numpy() == column.iloc[0]).all():
+            continue
+        else:
+            codes, distinct = pd.factorize(column, use_na_sentinel=False)
+            count = len(distinct)
+        if codes.min() < codes.max():
+            numbers = pd.factorize(numbers * count + codes)[0]
+    return numbers, np.flatnonzero(~pd.Series(numbers).duplicated().to_numpy())
+
+
+def _seeds(given: pd.Series[Any]) -> NDArray[np.int64]:
+    """Return checked seeds."""
+    if given.dtype == np.int64:
+        for extreme in (given.min(), given.max()):
+            OWN["seed"].check(int(extreme), "seed")
+        return given.to_numpy()
+    return _column("seed", given, pd.Series("", index=given.index)).to_numpy(np.int64)
+
+
+def _checked_cells(given: Mapping[str, pd.Series[Any]]) -> pd.DataFrame:
+    """Return a checked table of the rows that differ in more than their seed, in compact types."""
+    table: dict[str, pd.Series[Any]] = {}
+    rows = len(next(iter(given.values())))
+    for field in FIELDS:
+        decisive = deciding_group(field)
+        choices = table[decisive] if decisive else pd.Series("", index=range(rows))
+        column = None if field == "seed" else given.get(field)
+        table[field] = _column(field, column, choices)
+    result = pd.DataFrame(table)
+    for field in OF_A_STEP:
+        if field in given:
+            for dtype, numbers in result[field].groupby(result["dtype"]):
+                check_representable(field, pd.to_numeric(numbers, errors="coerce").astype(float).max(), str(dtype))
+    for values in result[list(TOGETHER)].drop_duplicates().to_dict("records"):
+        check_together({str(field): value for field, value in values.items()})
+    return pd.DataFrame({field: _compact(column) for field, column in table.items()})
+
+
+def _compact(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Return a column as numbers, with NaN where a number is missing, or else as categories."""
+    known = column.dropna()
+    if len(known) and all(isinstance(value, float) for value in known):
+        return column.astype(np.float64)
+    return column.astype("category") if column.dtype == object or column.dtype == "str" else column
+
+
+def plain(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Return a column of a checked table with values as one would write them: None where one is missing."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        values = np.array([*column.cat.categories, None], dtype=object)
+        return pd.Series(values[column.cat.codes.to_numpy()], index=column.index, name=column.name, dtype=object)
+    return column.astype(object).where(column.notna(), None) if column.isna().any() else column
+
+
+def _column(field: str, given: pd.Series[Any] | None, choices: pd.Series[Any]) -> pd.Series[Any]:
+    """Return one column of a table, each distinct value checked once."""
+    known = {choice: rules(field, choice) for choice in choices.unique()}
+    column = choices.map({choice: default for choice, (_, default) in known.items()})
+    if given is not None:
+        column = column.astype(object)
+        for choice, (allowed, _) in known.items():
+            rows = (choices == choice) & given.notna()
+            if allowed.type is not bool:
+                for value in given[rows][[isinstance(value, bool) for value in given[rows]]]:
+                    allowed.check(value, key_of(field))  # before True is taken for 1
+            codes, distinct = pd.factorize(given[rows])
+            checked = [allowed.check(value, key_of(field)) for value in distinct]
+            column[rows] = pd.Series(checked, dtype=object).to_numpy()[codes]
+    return column if column.isna().any() else column.infer_objects()
+
+
+def run_ids(table: pd.DataFrame) -> pd.Series[str]:
+    """Return the identity of each row of a checked table."""
+    cell_of, firsts = distinct_rows((table[field] for field in FIELDS if field != "seed"), len(table))
+    texts = [
+        identity_text({str(k): None if pd.isna(v) else v for k, v in row.items()})
+        for row in table.take(firsts).to_dict("records")
+    ]
+    ids = [identity(texts[cell], seed) for cell, seed in zip(cell_of.tolist(), table["seed"].tolist(), strict=True)]
+    return pd.Series(ids, index=table.index, name="run_id", dtype=object)
