@@ -13,7 +13,8 @@ from xor_study import RunSpec, StudyError, conformance
 from xor_study.conformance import VERSIONS, floats, read_trace, replay
 from xor_study.engines import ENGINES
 from xor_study.model.activations import sigmoid
-from xor_study.model.losses import LOSSES, clipped_gradient, exponential_sigmoid_gradient, softplus_gradient
+from xor_study.model.gradients import clipped_gradient, exponential_sigmoid_gradient, softplus_gradient
+from xor_study.model.losses import LOSSES
 from xor_study.training.outcome import running_mean
 
 DATA = Path(__file__).parent / "data/axon"

@@ -8,7 +8,7 @@ import torch
 from xor_study import RunSpec, StudyError, train
 from xor_study.analysis.statistics import wilson
 from xor_study.figures.mechanism import OVERFLOW, PLATEAU
-from xor_study.model.losses import clipped_gradient, exponential_sigmoid_gradient
+from xor_study.model.gradients import clipped_gradient, exponential_sigmoid_gradient
 from xor_study.study import mechanism
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from xor_study.model.optimizers import CLIPPINGS, OPTIMIZERS, PolarisAdam
+from xor_study.model.optimizers import CLIPPINGS, OPTIMIZERS
+from xor_study.model.polaris import PolarisAdam
 from xor_study.training.spec import RunSpec
 
 STEPS = 500

@@ -1,14 +1,16 @@
 """RunSpec and tables of runs: what is checked, what is resolved, and identities that never change."""
 
 import dataclasses
+import inspect
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from xor_study import RunSpec, StudyError, train
-from xor_study.training.spec import FIELDS, KEYS, key_of
+from xor_study.training.spec import DECLARED, FIELDS, GROUPS, KEYS, key_of
 from xor_study.training.table import run_ids, table_of
 
 FROZEN = {
@@ -141,12 +143,72 @@ def test_wrong_values_are_refused_in_one_line(fields: dict[str, object], message
     assert str(in_table.value) == str(caught.value)
 
 
-def test_what_is_no_field_is_said() -> None:
-    with pytest.raises(StudyError, match=r"sede: unknown field; did you mean seed\?"):
-        RunSpec(sede=1)
+UNKNOWN = [
+    ("sede", "seed"),
+    ("learning_rate", "lr"),
+    ("optimizer_lr", "lr"),
+    ("momentum", "optimizer_momentum"),
+    ("activation", "activation_hidden or activation_output"),
+    ("batch_size", "batch"),
+]
+
+
+@pytest.mark.parametrize(("name", "meant"), UNKNOWN)
+def test_an_unknown_field_gets_the_nearest(name: str, meant: str) -> None:
+    fields: dict[str, Any] = {name: 1}
+    with pytest.raises(StudyError) as caught:
+        RunSpec(**fields)
+    assert str(caught.value) == f"{name}: unknown field; did you mean {meant}?"
+    with pytest.raises(StudyError, match=f"{name}: unknown column; did you mean {meant}"):
+        table_of(pd.DataFrame([fields]))
+    with pytest.raises(StudyError, match=f"{name}: unknown field; did you mean {meant}"):
+        train([fields])
+
+
+def test_what_is_not_a_field_or_a_run_is_said() -> None:
+    with pytest.raises(StudyError, match=r"known: optimizer, lr"):
+        RunSpec(nothing_like_it=1)
+    with pytest.raises(StudyError, match="given by name"):
+        RunSpec("adam")  # type: ignore[misc]  # that it is refused is the point
+    with pytest.raises(StudyError, match="3: a run is a RunSpec, a mapping"):
+        table_of([3])  # type: ignore[list-item]  # likewise
     assert RunSpec(lr=1e39, dtype="float64").lr == 1e39
     with pytest.raises(StudyError, match="lr=true: must be a number"):
         table_of(pd.DataFrame({"lr": [1, True]}, dtype=object))
+
+
+def test_every_parameter_of_a_function_is_a_field() -> None:
+    """The one list that is written twice: a type checker and help() know the fields only where they are written."""
+    declared = {
+        f"{group}_{name}" for group in GROUPS for choice in GROUPS[group] for name in GROUPS[group].parameters(choice)
+    }
+    assert set(DECLARED) == declared, "declare it in RunSpec too, with the default that identities omit"
+    for field, choices in DECLARED.items():
+        (kind,) = {parameter.type for parameter in choices.values()}
+        assert len({parameter.structural for parameter in choices.values()}) == 1, field
+        assert RunSpec.__annotations__[field] == f"{kind.__name__} | None"
+
+
+def test_the_signature_has_all_fields() -> None:
+    assert list(inspect.signature(RunSpec).parameters) == FIELDS
+    assert inspect.signature(RunSpec).parameters["gain"].default == 1.0
+
+
+def test_it_shows_what_is_not_the_default() -> None:
+    assert repr(RunSpec()) == "RunSpec()"
+    for spec in (
+        RunSpec(optimizer="adam", seed=3),
+        RunSpec(loss="axon_0_6_1", lr=0.01, batch="full"),
+        FROZEN["much"][0],
+    ):
+        assert eval(repr(spec)) == spec
+        assert len(repr(spec)) < 400
+
+
+def test_runs_may_be_mappings() -> None:
+    mappings = [{"lr": 0.1, "optimizer.momentum": 0.9}, {"loss": "axon_0_6_1", "seed": 2}]
+    specs = [RunSpec(lr=0.1, optimizer_momentum=0.9), RunSpec(loss="axon_0_6_1", seed=2)]
+    assert table_of(mappings).equals(table_of(specs))
 
 
 def test_a_row_of_a_table_is_its_run() -> None:

@@ -28,11 +28,17 @@ def show(value: object) -> str:
     return line if len(line) <= 60 else line[:57] + "..."
 
 
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Return the one of some names that `name` is a likely misspelling of, as a list of at most one."""
+    # Two letters swapped in a short word give 0.67 ("sdg", "sgd"), and so do long words with nothing but an ending in
+    # common ("nothing", "batching").
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.6 if len(name) < 5 else 0.7)
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown `name`: the nearest known one, if any, and all of them."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    guess = f"; did you mean {near[0]}?" if near else ""
+    guess = "".join(f"; did you mean {near}?" for near in nearest(name, known))
     return f"{guess} (known: {', '.join(known)})"
 
 

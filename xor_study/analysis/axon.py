@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xor_study.model.losses import AXON_EPSILON, LOSSES
+from xor_study.model.gradients import AXON_EPSILON
+from xor_study.model.losses import LOSSES
 from xor_study.training.spec import LARGEST
 
 LOSS = "axon_binary_cross_entropy"

@@ -6,14 +6,19 @@ Each maps a tensor of any shape to one of the same shape and is PyTorch's own fu
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeAlias
 
 from xor_study.model.catalogue import Catalogue
+from xor_study.model.lazy import Lazy
 
-Activation = Callable[[Tensor], Tensor]
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+else:
+    torch, F = Lazy("torch"), Lazy("torch.nn.functional")
+
+Activation: TypeAlias = "Callable[[Tensor], Tensor]"
 
 HIDDEN_ACTIVATIONS: Catalogue[Activation] = Catalogue("hidden activation")
 OUTPUT_ACTIVATIONS: Catalogue[Activation] = Catalogue("output activation")

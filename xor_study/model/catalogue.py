@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from xor_study.errors import StudyError, UnknownNameError, show, suggestion
@@ -147,12 +148,15 @@ def parameter(name: str, annotation: Any, default: Any) -> Parameter:
 
 def parameters_of(function: Callable[..., Any]) -> dict[str, Parameter]:
     """Return the keyword-only arguments of `function` that have a default, by name."""
-    hints = get_type_hints(function, include_extras=True)
-    return {
-        name: parameter(name, hints[name], argument.default)
+    declared = {
+        name: argument
         for name, argument in inspect.signature(function).parameters.items()
         if argument.kind is argument.KEYWORD_ONLY and argument.default is not argument.empty
     }
+    # Only of these: the annotations of tensors name torch, which may not be loaded yet.
+    annotated = SimpleNamespace(__annotations__={name: argument.annotation for name, argument in declared.items()})
+    hints = get_type_hints(annotated, function.__globals__, include_extras=True)
+    return {name: parameter(name, hints[name], argument.default) for name, argument in declared.items()}
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from xor_study.model.catalogue import Catalogue, Finite, OneOf, Positive
+from xor_study.model.lazy import Lazy
 
-Weights = Callable[..., Tensor]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = Lazy("torch")
+
+Weights: TypeAlias = "Callable[..., Tensor]"
 Fan = Annotated[str, OneOf(("fan_in", "fan_out", "fan_avg"))]
 
 TRUNCATED_STD = 0.87962566103423978

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from xor_study.model.activations import OUTPUT_ACTIVATIONS
 from xor_study.model.catalogue import Catalogue, Interval, OneOf, Positive, Preset
+from xor_study.model.lazy import Lazy
 
-PerSample = Callable[..., Tensor]
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+else:
+    torch, F = Lazy("torch"), Lazy("torch.nn.functional")
+
+PerSample: TypeAlias = "Callable[..., Tensor]"
 
 
 @dataclass(frozen=True)
@@ -67,35 +71,15 @@ def _loss(**declared: Any) -> Callable[[PerSample], PerSample]:
     return register
 
 
-class _BinaryCrossEntropy(torch.autograd.Function):
-    """torch's value and torch's gradient, but a NaN probability gives NaN where torch raises an error."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(prediction: Tensor, target: Tensor) -> Tensor:
-        if_true = torch.where(target == 0, 0.0, target * torch.clamp(torch.log(prediction), min=-100))
-        if_false = torch.where(target == 1, 0.0, (target - 1) * torch.clamp(torch.log1p(-prediction), min=-100))
-        return if_false - if_true  # where one factor is 0 the other term has all there is, NaN included
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        prediction, target = ctx.saved_tensors
-        return upstream * (prediction - target) / torch.clamp((1 - prediction) * prediction, min=1e-12), None
-
-
 @_loss(**_PROBABILITY)
 def binary_cross_entropy(logit: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
     """-(y log p + (1 - y) log(1 - p)), each logarithm cut off at -100.
 
     The gradient is PyTorch's (p - y) / max((1 - p) p, 1e-12), which does not see the cut. `torch.nn.BCELoss`.
     """
-    apply: Callable[..., Tensor] = _BinaryCrossEntropy.apply
-    return apply(prediction, target)
+    from xor_study.model.gradients import guarded_cross_entropy  # its classes need torch, this catalogue doesn't
+
+    return guarded_cross_entropy(prediction, target)
 
 
 @_loss(
@@ -145,73 +129,6 @@ def hinge(logit: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
     return torch.relu(1 - target * logit)
 
 
-AXON_EPSILON = 1e-7
-
-
-def _clipped(prediction: Tensor) -> tuple[Tensor, Tensor]:
-    """Return Axon's epsilon and the prediction clipped with it, both rounded to the prediction's dtype."""
-    eps = torch.tensor(AXON_EPSILON, dtype=prediction.dtype, device=prediction.device)
-    return eps, torch.clamp(prediction, eps, 1 - eps)
-
-
-def clipped_gradient(prediction: Tensor, target: Tensor, upstream: Tensor, *, squared: bool) -> Tensor:
-    """Return the gradient of Axon's guarded cross-entropy with respect to the prediction.
-
-    With q = clip(p, eps, 1 - eps) it is g = upstream (-y / (q + eps) + (1 - y) / ((1 - q) + eps)) strictly between the
-    bounds and 0 elsewhere. Nx before pull request 1779 multiplied by the derivative of its clip as if that were g
-    itself, which gives g^2 (`squared`); `upstream` is 1 / n, inside the square.
-    """
-    eps, clipped = _clipped(prediction)
-    gradient = (-target / (clipped + eps) + (1 - target) / ((1 - clipped) + eps)) * upstream
-    inside = (prediction > eps) & (prediction < 1 - eps)
-    return torch.where(inside, gradient * gradient if squared else gradient, 0.0)
-
-
-def exponential_sigmoid_gradient(logit: Tensor, prediction: Tensor) -> Tensor:
-    """Return Nx's derivative of the sigmoid, e^-z p p: e^-z is infinite in float32 below z = -88.72."""
-    return torch.exp(-logit) * prediction * prediction
-
-
-def softplus_gradient(logit: Tensor) -> Tensor:
-    """Return Nx's derivative of max(0, z) + log(1 + e^-|z|): sigmoid(z), but 0 at z = 0, where 1/2 and -1/2 meet."""
-    small = torch.exp(-torch.abs(logit))
-    small = small / (1 + small)
-    return torch.where(logit > 0, 1 - small, torch.where(logit < 0, small, 0.0 * logit))
-
-
-class _AxonCrossEntropy(torch.autograd.Function):
-    """Axon's value with Nx's gradient, which autograd would not find by itself."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        logit: Tensor, prediction: Tensor, target: Tensor, logits_visible: bool, squared: bool, exponential: bool
-    ) -> Tensor:
-        if logits_visible:
-            guard = torch.log1p(torch.exp(-torch.abs(logit)))
-            return target * (torch.relu(-logit) + guard) + (1 - target) * (torch.relu(logit) + guard)
-        eps, clipped = _clipped(prediction)
-        return -(target * torch.log(clipped + eps) + (1 - target) * torch.log((1 - clipped) + eps))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        logit, prediction, target, *ctx.switches = inputs
-        ctx.save_for_backward(logit, prediction, target)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        logit, prediction, target = ctx.saved_tensors
-        logits_visible, squared, exponential = ctx.switches
-        if logits_visible:
-            gradient = (1 - target) * softplus_gradient(logit) - target * softplus_gradient(-logit)
-            return gradient * upstream, None, None, None, None, None
-        by_prediction = clipped_gradient(prediction, target, upstream, squared=squared)
-        stable = prediction * (1 - prediction)
-        by_logit = exponential_sigmoid_gradient(logit, prediction) if exponential else stable
-        return by_prediction * by_logit, None, None, None, None, None
-
-
 @_loss(outputs=("sigmoid",), reason="Axon's cross-entropy looks for the logits of a sigmoid")
 def axon_binary_cross_entropy(
     logit: Tensor,
@@ -230,8 +147,9 @@ def axon_binary_cross_entropy(
     there. Source: Axon 0.6.1 and 0.7.0 with Nx 0.7.3 and 0.9.0; see tests/data/axon/README.md.
     """
     squared, exponential = clip_gradient == "squared", sigmoid_gradient == "exponential"
-    apply: Callable[..., Tensor] = _AxonCrossEntropy.apply
-    return apply(logit, prediction, target, logits_visible, squared, exponential)
+    from xor_study.model.gradients import axon_cross_entropy
+
+    return axon_cross_entropy(logit, prediction, target, logits_visible, squared, exponential)
 
 
 LOSSES.presets |= {

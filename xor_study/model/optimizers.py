@@ -8,22 +8,27 @@ float32 is off by 1e-5. A number may be a Python float or a tensor of no dimensi
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xor_study.model.catalogue import Catalogue, Decay, DecayRate, NonNegative, Positive
+from xor_study.model.lazy import Lazy
 
-State = dict[str, Tensor]
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+else:
+    np, torch = Lazy("numpy"), Lazy("torch")
+
+State: TypeAlias = "dict[str, Tensor]"
 Schedule = Mapping[str, Any]
-Number = float | Tensor
-Steps = NDArray[np.float64]
-Update = Callable[..., tuple[Tensor, State]]
+Number: TypeAlias = "float | Tensor"
+Steps: TypeAlias = "NDArray[np.float64]"
+Update: TypeAlias = "Callable[..., tuple[Tensor, State]]"
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Optimizer:
         lr: the rate it has unless told.
         state: the names of its state vectors.
         make_schedule: (steps, structural parameters) -> values by name, one a step.
-        reference: the class of `torch.optim` it equals.
+        reference_name: of the class of `torch.optim` it equals, such as "torch.optim:SGD".
         initial: (parameters) -> what every state vector starts from.
     """
 
@@ -43,8 +48,14 @@ class Optimizer:
     lr: float
     state: tuple[str, ...]
     make_schedule: Callable[..., dict[str, Steps]]
-    reference: type[torch.optim.Optimizer]
+    reference_name: str
     initial: Callable[..., dict[str, Number]]
+
+    @property
+    def reference(self) -> type[torch.optim.Optimizer]:
+        """The class of `torch.optim` that it equals."""
+        found: type[torch.optim.Optimizer] = pkgutil.resolve_name(self.reference_name)
+        return found
 
     def init(self, parameter: Tensor, **parameters: Any) -> State:
         """Return the state before the first step, of `parameter`'s shape, dtype and device."""
@@ -74,7 +85,7 @@ def _zeros(**parameters: Any) -> dict[str, Number]:
 
 
 def _optimizer(
-    reference: type[torch.optim.Optimizer],
+    reference: str,
     lr: float,
     state: tuple[str, ...],
     schedule: Callable[..., dict[str, Steps]] = _no_schedule,
@@ -100,7 +111,7 @@ def _lerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
     return start + weight * (end - start)
 
 
-@_optimizer(torch.optim.SGD, lr=1e-2, state=("momentum_buffer",))
+@_optimizer("torch.optim:SGD", lr=1e-2, state=("momentum_buffer",))
 def sgd(
     parameter: Tensor,
     gradient: Tensor,
@@ -146,7 +157,7 @@ def _adam_step(
     return parameter - step, {"mean": mean, "square": square}
 
 
-@_optimizer(torch.optim.Adam, lr=1e-3, state=("mean", "square"), schedule=_bias_corrections)
+@_optimizer("torch.optim:Adam", lr=1e-3, state=("mean", "square"), schedule=_bias_corrections)
 def adam(
     parameter: Tensor,
     gradient: Tensor,
@@ -164,7 +175,7 @@ def adam(
     return _adam_step(parameter, gradient, state, schedule, lr, beta1, beta2, eps)
 
 
-@_optimizer(torch.optim.AdamW, lr=1e-3, state=("mean", "square"), schedule=_bias_corrections)
+@_optimizer("torch.optim:AdamW", lr=1e-3, state=("mean", "square"), schedule=_bias_corrections)
 def adamw(
     parameter: Tensor,
     gradient: Tensor,
@@ -183,41 +194,11 @@ def adamw(
     return _adam_step(parameter, gradient, state, schedule, lr, beta1, beta2, eps)
 
 
-class PolarisAdam(torch.optim.Optimizer):
-    """Adam as Polaris 0.1 writes it: rate * mhat / (sqrt(vhat + eps_root) + eps). `torch.optim` has no such thing."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        eps_root: float = 1e-15,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "eps_root": eps_root})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # there is no closure to return a loss of
-        """Make one step."""
-        for group in self.param_groups:
-            (beta1, beta2), lr = group["betas"], group["lr"]
-            for parameter in group["params"]:
-                state = self.state[parameter]
-                if not state:
-                    state |= {"step": 0, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
-                state["step"] += 1
-                state["mean"].mul_(beta1).add_(parameter.grad, alpha=1 - beta1)
-                state["square"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
-                mean = state["mean"] / (1 - beta1 ** state["step"])
-                square = state["square"] / (1 - beta2 ** state["step"])
-                parameter.sub_(lr * mean / ((square + group["eps_root"]).sqrt() + group["eps"]))
-
-
 def _polaris_schedule(steps: Steps, *, beta1: float, beta2: float, **_: Any) -> dict[str, Steps]:
     return {"mean": 1 / (1 - beta1**steps), "square": 1 / (1 - beta2**steps)}
 
 
-@_optimizer(PolarisAdam, lr=1e-3, state=("mean", "square"), schedule=_polaris_schedule)
+@_optimizer("xor_study.model.polaris:PolarisAdam", lr=1e-3, state=("mean", "square"), schedule=_polaris_schedule)
 def polaris_adam(
     parameter: Tensor,
     gradient: Tensor,
@@ -248,7 +229,7 @@ def _nadam_schedule(steps: Steps, *, beta1: float, beta2: float, momentum_decay:
     }
 
 
-@_optimizer(torch.optim.NAdam, lr=2e-3, state=("mean", "square"), schedule=_nadam_schedule)
+@_optimizer("torch.optim:NAdam", lr=2e-3, state=("mean", "square"), schedule=_nadam_schedule)
 def nadam(
     parameter: Tensor,
     gradient: Tensor,
@@ -282,7 +263,7 @@ def _radam_schedule(steps: Steps, *, beta1: float, beta2: float, **_: Any) -> di
     }
 
 
-@_optimizer(torch.optim.RAdam, lr=1e-3, state=("mean", "square"), schedule=_radam_schedule)
+@_optimizer("torch.optim:RAdam", lr=1e-3, state=("mean", "square"), schedule=_radam_schedule)
 def radam(
     parameter: Tensor,
     gradient: Tensor,
@@ -303,7 +284,7 @@ def radam(
     return parameter - lr * schedule["mean"] * mean * adaptive, {"mean": mean, "square": square}
 
 
-@_optimizer(torch.optim.RMSprop, lr=1e-2, state=("square", "mean", "momentum_buffer"))
+@_optimizer("torch.optim:RMSprop", lr=1e-2, state=("square", "mean", "momentum_buffer"))
 def rmsprop(
     parameter: Tensor,
     gradient: Tensor,
@@ -336,7 +317,7 @@ def _adagrad_initial(*, initial_accumulator_value: Number, **_: Any) -> dict[str
     return {"sum": initial_accumulator_value}
 
 
-@_optimizer(torch.optim.Adagrad, lr=1e-2, state=("sum",), schedule=_adagrad_schedule, initial=_adagrad_initial)
+@_optimizer("torch.optim:Adagrad", lr=1e-2, state=("sum",), schedule=_adagrad_schedule, initial=_adagrad_initial)
 def adagrad(
     parameter: Tensor,
     gradient: Tensor,
@@ -355,7 +336,7 @@ def adagrad(
     return parameter - lr * schedule["rate"] * gradient / (torch.sqrt(total) + eps), {"sum": total}
 
 
-@_optimizer(torch.optim.Adadelta, lr=1.0, state=("square", "change"))
+@_optimizer("torch.optim:Adadelta", lr=1.0, state=("square", "change"))
 def adadelta(
     parameter: Tensor,
     gradient: Tensor,
@@ -381,17 +362,22 @@ class Clipping:
 
     Attributes:
         transform: (gradient of shape (parameters,), parameters) -> gradient.
-        reference: the same in place on a list of torch parameters, (parameters, bound), or None for nothing.
+        reference_name: of torch's function that does the same in place, or None for nothing.
     """
 
     transform: Callable[..., Tensor]
-    reference: Callable[..., Any] | None
+    reference_name: str | None
+
+    @property
+    def reference(self) -> Callable[..., Any] | None:
+        """Torch's function that does the same in place on a list of parameters, (parameters, bound)."""
+        return None if self.reference_name is None else pkgutil.resolve_name(self.reference_name)
 
 
 CLIPPINGS: Catalogue[Clipping] = Catalogue("clipping")
 
 
-def _clipping(reference: Callable[..., Any] | None) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def _clipping(reference: str | None) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     def register(transform: Callable[..., Tensor]) -> Callable[..., Tensor]:
         CLIPPINGS.add(transform, Clipping(transform, reference))
         return transform
@@ -405,13 +391,13 @@ def none(gradient: Tensor) -> Tensor:
     return gradient
 
 
-@_clipping(torch.nn.utils.clip_grad_value_)
+@_clipping("torch.nn.utils:clip_grad_value_")
 def value(gradient: Tensor, *, bound: Positive = 1.0) -> Tensor:
     """Cut each entry off at -bound and bound. `torch.nn.utils.clip_grad_value_`."""
     return torch.clamp(gradient, -bound, bound)
 
 
-@_clipping(torch.nn.utils.clip_grad_norm_)
+@_clipping("torch.nn.utils:clip_grad_norm_")
 def norm(gradient: Tensor, *, bound: Positive = 1.0) -> Tensor:
     """Scale a gradient longer than `bound` to that norm (Pascanu et al. 2013). `torch.nn.utils.clip_grad_norm_`."""
     total = torch.linalg.vector_norm(gradient)

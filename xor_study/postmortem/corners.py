@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from xor_study.model.data import CORNERS
-from xor_study.model.losses import clipped_gradient, exponential_sigmoid_gradient
+from xor_study.model.gradients import clipped_gradient, exponential_sigmoid_gradient
 from xor_study.training.step import Program
 
 NAMES = tuple(f"{x1}{x2}" for x1, x2 in CORNERS)

@@ -18,7 +18,7 @@ from xor_study.analysis.statistics import holm, paired, two_samples, wilson
 from xor_study.engines import train
 from xor_study.errors import StudyError
 from xor_study.model.data import CORNERS, TARGETS
-from xor_study.model.losses import clipped_gradient, exponential_sigmoid_gradient
+from xor_study.model.gradients import clipped_gradient, exponential_sigmoid_gradient
 from xor_study.training.outcome import OUTCOMES
 from xor_study.training.spec import RunSpec
 

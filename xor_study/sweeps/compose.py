@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -20,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xor_study.errors import StudyError, one_line, show, suggestion
 from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
-from xor_study.training.spec import GROUPS, KEYS
+from xor_study.training.spec import GROUPS, KEYS, guesses
 
 CONFIG_NAME, VERSION_BASE = "config", "1.3"
 SETTINGS = ("engine", "device", "threads", "log", "shards", "dry_run")
@@ -38,35 +37,6 @@ PROVIDER = "xor_study"
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIG_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 """Inside the package in a wheel, beside it in a checkout."""
-
-ALIASES = {
-    "learning_rate": "lr",
-    "rate": "lr",
-    "optimizer.lr": "lr",
-    "opt": "optimizer",
-    "initializer": "init",
-    "initialization": "init",
-    "weight_init": "init",
-    "loss_fn": "loss",
-    "criterion": "loss",
-    "hidden_activation": "activation.hidden",
-    "output_activation": "activation.output",
-    "nonlinearity": "activation.hidden",
-    "clipping": "clip",
-    "gradient_clipping": "clip",
-    "max_norm": "clip.bound",
-    "width": "hidden",
-    "hidden_size": "hidden",
-    "units": "hidden",
-    "batch_size": "batch",
-    "n_epochs": "epochs",
-    "steps": "iterations",
-    "precision": "dtype",
-    "random_seed": "seed",
-    "seeds": "seed",
-    "gpu": "device",
-}
-"""Other names that people use, for the hint in a message; nothing is accepted under them."""
 
 
 def register() -> None:
@@ -118,14 +88,10 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 
 
 def hint(key: str) -> str:
-    """Return what a key may have been meant to be, for the end of a message."""
-    """Return the end of a message about an unknown key: the nearest key, or all that stand at top level."""
+    """Return the end of a message about an unknown key: the nearest key, or all at top level."""
     known = list(dict.fromkeys([*CHOICES, *KEYS, *SETTINGS, STUDY]))
-    guesses = [ALIASES[key]] if key in ALIASES else [k for k in known if key and k.partition(".")[2] == key]
-    guesses = guesses or difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key, ALIASES, n=1)
-    if guesses:
-        return f"; did you mean {' or '.join(dict.fromkeys(ALIASES.get(guess, guess) for guess in guesses))}?"
-    return suggestion(key, sorted({k for k in known if "." not in k}))
+    near = guesses(key, known)
+    return f"; did you mean {' or '.join(near)}?" if near else suggestion(key, sorted(k for k in known if "." not in k))
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from xor_study.errors import StudyError, show, suggestion
+from xor_study.errors import StudyError, show
 from xor_study.training.spec import (
     FIELDS,
     GROUPS,
@@ -22,6 +22,7 @@ from xor_study.training.spec import (
     check_representable,
     check_together,
     deciding_group,
+    field_hint,
     identity,
     identity_text,
     key_of,
@@ -30,38 +31,63 @@ from xor_study.training.spec import (
 )
 
 
-def table_of(runs: Iterable[RunSpec] | pd.DataFrame) -> pd.DataFrame:
+def table_of(runs: Iterable[RunSpec | Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
     """Return a checked table of runs: a column for each field, a row for each run, in the order given.
 
     Args:
-        runs: specs, or a table whose columns are some of the fields (or of their names with a dot) and whose missing
-            columns and cells mean the default.
+        runs: specs, mappings from fields to values, or a table whose columns are some of the fields. Keys with a dot
+            stand for their fields; what is missing is the default.
 
     Raises:
         StudyError: for an unknown column, a value that is not allowed, or an empty table.
+
+    Example:
+        >>> table_of([{"lr": 0.1, "seed": 1}, {"optimizer": "adam"}])[["optimizer", "lr", "seed"]]
+          optimizer     lr  seed
+        0       sgd  0.100     1
+        1      adam  0.001     0
     """
     if not isinstance(runs, pd.DataFrame):
-        runs = pd.DataFrame([dataclasses.asdict(run) for run in runs], columns=FIELDS, dtype=object)
+        runs = pd.DataFrame([dataclasses.asdict(_spec(run)) for run in runs], columns=FIELDS, dtype=object)
     if runs.empty:
         raise StudyError("no runs: the table is empty")
     given = {KEYS.get(str(column), str(column)): runs[column].reset_index(drop=True) for column in runs.columns}
     for column in given:
         if column not in FIELDS:
-            raise StudyError(f"{show(column)}: unknown column{suggestion(column, FIELDS)}")
-    for group, catalogue in GROUPS.items():
-        if group in given and given[group].isin(list(catalogue.presets)).any():
-            names = {group} | {f"{group}_{name}" for preset in catalogue.presets.values() for name in preset.parameters}
-            rows = pd.DataFrame({name: given[name] for name in names if name in given}, dtype=object)
-            replaced = pd.DataFrame([without_presets(row) for row in rows.to_dict("records")], dtype=object)
-            given |= {str(name): replaced[name] for name in replaced}
-    own = [column for field, column in given.items() if field != "seed"]
-    types = [column.map(type) for column in own if column.dtype == object]  # True is not 1
-    cell_of, firsts = distinct_rows([*own, *types], len(runs))
+            raise StudyError(f"{show(column)}: unknown column{field_hint(column)}")
+    given = _with_presets_replaced(given)
+    # Each value is checked once for all rows that differ only in their seed: millions of runs are few cells.
+    columns = [column for field, column in given.items() if field != "seed"]
+    types = [column.map(type) for column in columns if column.dtype == object]  # True is not 1
+    cell_of, firsts = distinct_rows([*columns, *types], len(runs))
     cells = _checked_cells({field: column.take(firsts).reset_index(drop=True) for field, column in given.items()})
     table = cells.take(cell_of).reset_index(drop=True)
     if "seed" in given:
         table["seed"] = _seeds(given["seed"])
     return table
+
+
+def _with_presets_replaced(given: dict[str, pd.Series[Any]]) -> dict[str, pd.Series[Any]]:
+    """Return columns in which each preset's name is replaced by the choice and the parameters it stands for."""
+    result = dict(given)
+    for group, catalogue in GROUPS.items():
+        if group in given and given[group].isin(list(catalogue.presets)).any():
+            parameters = {name for preset in catalogue.presets.values() for name in preset.parameters}
+            fields = [group, *(f"{group}_{name}" for name in parameters)]
+            rows = pd.DataFrame({field: given[field] for field in fields if field in given}, dtype=object)
+            known = rows.where(rows.notna(), None).to_dict("records")
+            replaced = pd.DataFrame([without_presets(row) for row in known], dtype=object)
+            result |= {str(field): replaced[field] for field in replaced}
+    return result
+
+
+def _spec(run: RunSpec | Mapping[str, Any]) -> RunSpec:
+    """Return a run that is given as a spec or as a mapping from fields (or keys with a dot) to values."""
+    if isinstance(run, RunSpec):
+        return run
+    if not isinstance(run, Mapping):
+        raise StudyError(f"{show(run)}: a run is a RunSpec, a mapping such as {{'lr': 0.1}}, or a row of a table")
+    return RunSpec(**{KEYS.get(str(key), str(key)): value for key, value in run.items()})
 
 
 def distinct_rows(columns: Iterable[pd.Series[Any]], rows: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
