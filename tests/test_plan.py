@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.xor_study_sweeper import XORStudySweeper
 from xor_study import RunSpec, StudyError
-from xor_study.sweeps.compose import CONFIG_DIR, SETTINGS, register, values_of
+from xor_study.sweeps.compose import register, values_of
 from xor_study.sweeps.plan import Plan, plan
+from xor_study.sweeps.settings import CONFIG_DIR, SETTINGS
 from xor_study.training.spec import FIELDS, GROUPS, OWN
 from xor_study.training.table import distinct_rows, run_ids, table_of
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 class StudyError(ValueError):
@@ -53,6 +55,14 @@ def one_line(error: BaseException) -> str:
     errors = [error] if isinstance(error, StudyError) else [error, error.__cause__]
     lines = [str(e).strip().splitlines()[0].strip().rstrip(".") for e in errors if e is not None and str(e).strip()]
     return "; ".join(dict.fromkeys(lines)) or type(error).__name__
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser of a command's arguments that reports wrong ones as all else is reported, by a StudyError."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise StudyError in place of printing the usage."""
+        raise StudyError(f"{message}; see {self.prog} --help")
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from xor_study.errors import one_line
-from xor_study.sweeps import plan, records, runner
-from xor_study.sweeps.sweep import Sweep
+
+# Hydra imports all plugins to complete a word or to list launchers: what trains is imported by who trains.
 
 
 class XORStudySweeper(Sweeper):
@@ -36,6 +36,8 @@ class XORStudySweeper(Sweeper):
         Raises:
             StudyError: if any of them can't be done; nothing is written then.
         """
+        from xor_study.sweeps import plan, records, runner
+
         assert self.hydra_context is not None
         assert self.config is not None
         hydra, loader = self.config.hydra, self.hydra_context.config_loader
@@ -93,6 +95,9 @@ def _shard(
     config: DictConfig,
 ) -> None:
     """Train one shard of a sweep: what a launcher's job does, perhaps on another host. `config` says nothing of it."""
+    from xor_study.sweeps import plan, runner
+    from xor_study.sweeps.sweep import Sweep
+
     planned = plan.plan(loader, arguments, sweep=True, config_name=config_name)
     sweep = Sweep(planned.table, planned.engine, planned.device, planned.threads, Path(folder), shards)
     runner.run_shard(sweep, HydraConfig.get().job.num, identity)

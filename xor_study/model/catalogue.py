@@ -182,13 +182,13 @@ class Catalogue(Mapping[str, T], Generic[T]):
         self.presets: dict[str, Preset] = {}
         self._entries: dict[str, T] = {}
         self._parameters: dict[str, dict[str, Parameter]] = {}
-        self._modules: dict[str, str] = {}
+        self._functions: dict[str, Callable[..., Any]] = {}
 
     def add(self, function: Callable[..., Any], entry: T) -> None:
         """Enter `entry` under the name of `function`, with the parameters of its signature."""
         self._entries[function.__name__] = entry
         self._parameters[function.__name__] = parameters_of(function)
-        self._modules[function.__name__] = function.__module__
+        self._functions[function.__name__] = function
 
     def parameters(self, name: str) -> dict[str, Parameter]:
         """Return the parameters of the entry `name`."""
@@ -198,7 +198,12 @@ class Catalogue(Mapping[str, T], Generic[T]):
     def module(self, name: str) -> str:
         """Return the module in which the function of the entry `name` is."""
         self[name]
-        return self._modules[name]
+        return self._functions[name].__module__
+
+    def summary(self, name: str) -> str:
+        """Return what the entry `name` computes: the first paragraph of its function's docstring, in one line."""
+        self[name]
+        return " ".join((self._functions[name].__doc__ or "").partition("\n\n")[0].split())
 
     def __getitem__(self, name: str) -> T:
         try:

@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from xor_study.analysis.shares import cells, compared, keys_of
-from xor_study.errors import StudyError
-from xor_study.sweeps import records, terminal
+from xor_study.errors import Parser, StudyError, in_one_line
 from xor_study.training.spec import KEYS
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def main(arguments: Sequence[str]) -> None:
-    """Do what a command line asks for whose first word is in COMMANDS.
 
-    Raises:
-        StudyError: if a folder holds no results, or results that can't be compared.
-    """
-    parser = argparse.ArgumentParser(prog="xor-study", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    show_parser = commands.add_parser("show", help="print the table of a finished sweep again")
-    show_parser.add_argument("folder", type=Path, metavar="FOLDER")
-    show_parser.add_argument("--figure", action="store_true", help="also draw it, as FOLDER/outcomes.png and .pdf")
-    compare_parser = commands.add_parser("compare", help="print the paired differences of two sweeps' outcomes")
-    compare_parser.add_argument("one", type=Path, metavar="A")
-    compare_parser.add_argument("other", type=Path, metavar="B")
-    options = parser.parse_args(arguments)
-    if options.command == "show":
+def show_main(arguments: Sequence[str] | None = None) -> None:
+    """Run `xor-study show`."""
+    parser = Parser(prog="xor-study show", description="Print the table of a sweep again.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the sweep: the one that holds runs.csv")
+    parser.add_argument("--figure", action="store_true", help="also draw it, as FOLDER/outcomes.png and .pdf")
+    with in_one_line():
+        options = parser.parse_args(arguments)
         show(options.folder, figure=options.figure)
-    else:
+
+
+def compare_main(arguments: Sequence[str] | None = None) -> None:
+    """Run `xor-study compare`."""
+    parser = Parser(
+        prog="xor-study compare",
+        description="Compare the outcomes of two sweeps: differences paired by seed and by all else that they share.",
+    )
+    parser.add_argument("one", type=Path, metavar="A", help="folder of a sweep")
+    parser.add_argument("other", type=Path, metavar="B", help="folder of another")
+    with in_one_line():
+        options = parser.parse_args(arguments)
         compare(options.one, options.other)
-
-
-COMMANDS = ("show", "compare")
 
 
 MOST_BARS = 120
@@ -48,6 +46,9 @@ def show(folder: Path, *, figure: bool = False) -> None:
     Raises:
         StudyError: if the folder holds no results, or more cells than a figure can.
     """
+    from xor_study.analysis.shares import cells, keys_of
+    from xor_study.sweeps import records, terminal
+
     runs = _runs(folder)
     try:
         about = json.loads((folder / records.PLAN).read_text())
@@ -69,11 +70,20 @@ def show(folder: Path, *, figure: bool = False) -> None:
 
 
 def compare(one: Path, other: Path) -> None:
-    """Print the paired differences between the outcomes of two folders' runs."""
+    """Print the paired differences between the outcomes of two folders' runs.
+
+    Raises:
+        StudyError: if a folder holds no results, or results that can't be compared.
+    """
+    from xor_study.analysis.shares import compared
+    from xor_study.sweeps import terminal
+
     terminal.show_comparison(one, other, *compared(_runs(one), _runs(other)))
 
 
 def _runs(folder: Path) -> pd.DataFrame:
+    from xor_study.sweeps import records
+
     path = folder / records.RUNS
     try:
         runs = records.read_runs(folder)

@@ -6,7 +6,6 @@ import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -19,24 +18,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xor_study.errors import StudyError, one_line, show, suggestion
 from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from xor_study.sweeps.settings import SETTINGS, STUDY
 from xor_study.training.spec import GROUPS, KEYS, guesses
 
 CONFIG_NAME, VERSION_BASE = "config", "1.3"
-SETTINGS = ("engine", "device", "threads", "log", "shards", "dry_run")
-"""What is the same for a whole sweep and no part of a run."""
-
 CHOICES = (*GROUPS, "activation")
 """Hydra's config groups of this package."""
 
-STUDY = "study"
-"""The config group of named grids, for sweeps only."""
-
 PROVIDER = "xor_study"
 """Of the choices that are made of the catalogues, to Hydra."""
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-CONFIG_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
-"""Inside the package in a wheel, beside it in a checkout."""
 
 
 def register() -> None:

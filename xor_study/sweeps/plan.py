@@ -6,12 +6,11 @@ axes are laid over it as data.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,50 +18,41 @@ import pandas as pd
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, QuotedString, RangeSweep
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from xor_study.engines import check_compilable, check_device, check_engine
-from xor_study.errors import StudyError, one_line, show, suggestion
-from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from xor_study.errors import StudyError, show
 from xor_study.sweeps.compose import (
     CHOICES,
-    CONFIG_DIR,
     CONFIG_NAME,
-    SETTINGS,
-    STUDY,
     VERSION_BASE,
     compose,
     composed,
-    hint,
     is_plain,
     leaves,
     no_parameter,
-    options,
     read_file,
     register,
     values_of,
 )
-from xor_study.training.spec import DECLARED, FIELDS, GROUPS, KEYS, OWN, key_of
+from xor_study.sweeps.overrides import (
+    MOST_RUNS,
+    axis,
+    check_choice,
+    check_log,
+    check_mode,
+    is_data,
+    merged,
+    parse,
+    refers,
+    typed,
+    unquoted,
+)
+from xor_study.sweeps.settings import CONFIG_DIR, SETTINGS, STUDY
+from xor_study.training.spec import FIELDS, KEYS, OWN, deciding_group, key_of, rules
 from xor_study.training.table import distinct_rows, plain, table_of
-
-CALLABLES = ("hydra.callbacks", "hydra.job_logging", "hydra.hydra_logging")
-"""Parts of Hydra's configuration whose values may name any function."""
-
-MOST_SHARDS = 10**5
-
-LOGS = ("epochs", "axon")
-"""How the loss of a single run is printed."""
-
-
-MOST_RUNS = 10**7
-"""Of one sweep: about the memory that its table takes, 4 GB."""
-
-NAMED: dict[str, Collection[str]] = {"activation.hidden": HIDDEN_ACTIVATIONS, "activation.output": OUTPUT_ACTIVATIONS}
-"""Keys that are no group and whose values are names all the same."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +65,7 @@ class Plan:
         engine, device, threads, log: for all of them.
         shards: jobs that the launcher is given, or None to train in this process.
         dry_run: whether to say what would run, and run nothing.
-        duplicates: how many runs were dropped because they stood twice.
+        duplicates: how many runs were dropped because they were asked for more than once.
     """
 
     table: pd.DataFrame
@@ -89,46 +79,19 @@ class Plan:
     duplicates: int
 
 
-def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
-    """Return parsed overrides whose keys exist, later ones of the same key in place of earlier ones.
+@dataclass(frozen=True)
+class _Grid:
+    """One grid of a plan.
 
-    Raises:
-        StudyError: if one can't be parsed, has an unknown key or another form than key=value.
+    Attributes:
+        table: its checked runs, duplicates included.
+        axes: the keys of which it has several values.
+        settings: the values of SETTINGS.
     """
-    parser = OverridesParser.create(config_loader=loader)
-    result: dict[str, Override] = {}
-    for text in overrides:
-        try:
-            (override,) = parser.parse_overrides([text])
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise StudyError(f"{show(text)}: can't be read as key=value; put an odd value in quotes") from error
-        key = override.key_or_group
-        if override.is_hydra_override():
-            _check_harmless(key, text)
-        else:
-            _check_key(override, text)
-        result[key] = override
-    return list(result.values())
 
-
-def _check_harmless(key: str, text: str) -> None:
-    """Raise StudyError if an override of Hydra's own configuration would name code to be run."""
-    if "_target_" in text or key.lstrip("+~").startswith(CALLABLES):
-        raise StudyError(f"{show(text)}: names code to be run, which no setting may; choose with hydra/launcher=...")
-
-
-def _check_key(override: Override, text: str) -> None:
-    key = override.key_or_group
-    of_group = key in CHOICES or key == STUDY
-    allowed = (OverrideType.CHANGE,) if of_group else (OverrideType.CHANGE, OverrideType.FORCE_ADD)
-    if override.type not in allowed or override.package is not None:
-        raise StudyError(f"{show(text)}: must be key=value")
-    if of_group or key in SETTINGS or key in KEYS:
-        return
-    group, _, name = key.partition(".")
-    if group in GROUPS and name == "name":
-        raise StudyError(f"{show(key)}: unknown key; choose with {group}=...")
-    raise StudyError(f"{show(key)}: unknown key{hint(key)}")
+    table: pd.DataFrame
+    axes: tuple[str, ...]
+    settings: Mapping[str, Any]
 
 
 def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_name: str = CONFIG_NAME) -> Plan:
@@ -143,40 +106,59 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
     Raises:
         StudyError: if anything is wrong with any run.
     """
-    parsed = parse(overrides, loader)
-    own = [override.input_line or "" for override in parsed if override.key_or_group != STUDY]
-    lines = [own]
-    for override in parsed:
-        if override.key_or_group == STUDY:
-            lines = [grid + own for grid in _grids(override, loader, config_name, sweep)]
+    lines = _lines(parse(overrides, loader), loader, config_name, sweep)
     grids = [_grid(loader, line, sweep, config_name) for line in lines]
-    for name in SETTINGS:
-        told = {getattr(grid, name) for grid in grids}
-        if len(told) > 1:
-            raise StudyError(f"{name}: the grids of a study must agree on it, not have {', '.join(map(show, told))}")
-    axes = tuple(dict.fromkeys(axis for grid in grids for axis in grid.axes))
+    settings = _agreed([grid.settings for grid in grids])
+    engine, device = settings["engine"], settings["device"]
+    check_device(device)
+    check_log(settings["log"], sweep)
+    check_mode(settings["shards"], settings["dry_run"], sweep)
+    check_engine(engine, device, settings["threads"])
     table = _joined([grid.table for grid in grids]) if len(grids) > 1 else grids[0].table
     cells, _ = distinct_rows((table[field] for field in FIELDS if field != "seed"), len(table))
-    twice = pd.DataFrame({"cell": cells, "seed": table["seed"]}).duplicated()
-    distinct = table[~twice].reset_index(drop=True) if twice.any() else table
-    check_device(grids[0].device)
-    check_log(grids[0].log, sweep)
-    check_mode(grids[0].shards, grids[0].dry_run, sweep)
-    check_engine(grids[0].engine, grids[0].device, grids[0].threads)
-    if grids[0].engine == "lanes":
-        check_compilable(distinct, grids[0].device)
-    return replace(grids[0], table=distinct, axes=axes, duplicates=len(table) - len(distinct))
+    repeated = pd.DataFrame({"cell": cells, "seed": table["seed"]}).duplicated()
+    distinct = table[~repeated].reset_index(drop=True) if repeated.any() else table
+    if engine == "lanes":
+        check_compilable(distinct, device)
+    axes = tuple(dict.fromkeys(axis for grid in grids for axis in grid.axes))
+    return Plan(distinct, axes, **settings, duplicates=len(table) - len(distinct))
+
+
+def _lines(parsed: Sequence[Override], loader: ConfigLoader, config_name: str, sweep: bool) -> list[list[Override]]:
+    """Return the overrides of each grid: the studies' grids with what is typed beside them, or all that is typed."""
+    beside = [override for override in parsed if override.key_or_group != STUDY]
+    for override in parsed:
+        if override.key_or_group == STUDY:
+            if not sweep:
+                raise StudyError(f"{show(override.input_line)}: a study is many runs; add -m (--multirun)")
+            names = axis(override, allowed=True)
+            grids = [grid for name in names for grid in _grids_of_file(name, loader, config_name)]
+            return [merged(parse(typed(grid), loader), beside) for grid in grids]
+    return [beside]
+
+
+def _agreed(settings: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the settings that all grids of a study have.
+
+    Raises:
+        StudyError: if they differ.
+    """
+    for name in SETTINGS:
+        values = {setting[name] for setting in settings}
+        if len(values) > 1:
+            raise StudyError(f"{name}: the grids of a study must agree on it, not have {', '.join(map(show, values))}")
+    return settings[0]
 
 
 def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return checked tables as one; rows that differ only in their seed are not checked again."""
-    rows, places, start = [], [], 0
+    rows, positions, start = [], [], 0
     for table in tables:
         row_of, firsts = distinct_rows((table[field] for field in FIELDS if field != "seed"), len(table))
         rows.append(table.take(firsts).apply(plain))
-        places.append(row_of + start)
+        positions.append(row_of + start)
         start += len(firsts)
-    joined = table_of(pd.concat(rows)).take(np.concatenate(places)).reset_index(drop=True)
+    joined = table_of(pd.concat(rows)).take(np.concatenate(positions)).reset_index(drop=True)
     joined["seed"] = np.concatenate([table["seed"] for table in tables])
     return joined
 
@@ -210,217 +192,129 @@ def single(overrides: Sequence[str]) -> Plan:
         return plan(loader, overrides, sweep=False)
 
 
-def for_hydra(overrides: Sequence[str], loader: ConfigLoader) -> list[str]:
-    """Return a sweep's overrides as Hydra takes them: a parameter of a group as a sweep over one value.
-
-    Hydra composes what is fixed with the default groups before any sweeper sees the choices, and would refuse
-    `optimizer=sgd,adam optimizer.weight_decay=0.1` where the default choice has no such parameter.
-    """
-    parsed = {override.input_line: override for override in parse(overrides, loader)}
-    result = []
-    for text in overrides:
-        override = parsed.get(text)
-        key, _, value = text.partition("=")
-        fixed_parameter = override is not None and key in KEYS and "." in key and not override.is_sweep_override()
-        result.append(f"{key}=choice({value})" if fixed_parameter else text)
-    return result
-
-
-def check_log(log: str, sweep: bool) -> None:
-    """Raise StudyError unless a loss can be printed that way."""
-    if log not in LOGS:
-        raise StudyError(f"log={show(log)}: unknown{suggestion(str(log), LOGS)}")
-    if sweep and log != LOGS[0]:
-        raise StudyError(f"log={log}: prints the loss of a single run; leave it out of a sweep")
-
-
-def check_mode(shards: Any, dry_run: Any, sweep: bool) -> None:
-    """Raise StudyError unless a command can be run in so many shards, or not at all."""
-    if not isinstance(dry_run, bool):
-        raise StudyError(f"dry_run={show(dry_run)}: must be true or false")
-    if shards is None:
-        return
-    if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= MOST_SHARDS:
-        raise StudyError(f"shards={show(shards)}: must be a whole number in [1, {MOST_SHARDS}]")
-    if not sweep:
-        raise StudyError(f"shards={shards}: a single run is not divided; add -m (--multirun)")
-
-
-def _grids(override: Override, loader: ConfigLoader, config_name: str, sweep: bool) -> list[list[str]]:
-    """Return the overrides that each grid of the named studies consists of."""
-    if not sweep:
-        raise StudyError(f"{show(override.input_line)}: a study is many runs; add -m (--multirun)")
-    return [grid for name in _axis(override, allowed=True) for grid in _grids_of_file(name, loader, config_name)]
-
-
-def _grids_of_file(name: str, loader: ConfigLoader, config_name: str, within: tuple[str, ...] = ()) -> list[list[str]]:
+def _grids_of_file(
+    name: str, loader: ConfigLoader, config_name: str, within: tuple[str, ...] = ()
+) -> list[Mapping[str, Any]]:
     """Return the grids of a study file, or of the studies that it lists."""
-    _check_choice(STUDY, name, loader)
-    read = read_file(loader, f"{STUDY}/{name}")
-    whole = read is not None and "defaults" not in read.config
-    config = read.config if read is not None and whole else compose(loader, config_name, [], {STUDY: name})[STUDY]
-    found = OmegaConf.to_container(config)
-    given = found if isinstance(found, dict) and len(found) == 1 else {}
-    grids, studies = given.get("grids"), given.get("studies")
+    check_choice(STUDY, name, loader)
+    if name in within:
+        raise StudyError(f"{STUDY}={name}: its file lists itself, by way of {', '.join(within)}")
+    content = _content(name, loader, config_name)
+    grids, studies = content.get("grids"), content.get("studies")
     if isinstance(grids, list) and grids and all(isinstance(grid, dict) for grid in grids):
-        return [_line(grid) for grid in grids]
+        return grids
     if not isinstance(studies, list) or not studies:
         must = "must have `grids`, a list of mappings from keys to values, or `studies`, a list of other files' names"
         raise StudyError(f"{STUDY}={name}: its file {must}")
-    if name in within:
-        raise StudyError(f"{STUDY}={name}: its file lists itself, by way of {', '.join(within)}")
-    deeper = (*within, name)
-    return [grid for study in studies for grid in _grids_of_file(str(study), loader, config_name, deeper)]
+    return [grid for study in studies for grid in _grids_of_file(str(study), loader, config_name, (*within, name))]
 
 
-def _line(grid: Mapping[str, Any]) -> list[str]:
-    """Return a grid as overrides: a list is an axis, a text is what one would type."""
-    typed = {None: "null", True: "true", False: "false"}
+def _content(name: str, loader: ConfigLoader, config_name: str) -> Mapping[str, Any]:
+    """Return a study file's only key with its value; nothing if it has several."""
+    file = read_file(loader, f"{STUDY}/{name}")
+    # Composing takes long and is needed only for a file that is made of others.
+    whole = file is not None and "defaults" not in file.config
+    config = file.config if file is not None and whole else compose(loader, config_name, [], {STUDY: name})[STUDY]
+    content = OmegaConf.to_container(config)
+    return (
+        {str(key): value for key, value in content.items()} if isinstance(content, dict) and len(content) == 1 else {}
+    )
 
-    def text(value: Any) -> str:
-        return typed[value] if value is None or isinstance(value, bool) else str(value)
 
-    return [
-        f"{key}={','.join(map(text, value if isinstance(value, list) else [value]))}" for key, value in grid.items()
-    ]
-
-
-def _grid(loader: ConfigLoader, overrides: Sequence[str], sweep: bool, config_name: str) -> Plan:
-    """Return the plan of one grid, with its duplicates."""
-    parsed = parse(overrides, loader)
-    as_data = is_plain(loader, config_name) and not any(_refers(override) for override in parsed)
-    laid = [override for override in parsed if override.is_sweep_override() or (as_data and _is_data(override))]
-    fixed = [override.input_line or "" for override in parsed if override not in laid]
-    axes = {override.key_or_group: _axis(override, sweep) for override in laid}
-    check_choices(parsed, loader)
-    for key, given in axes.items():
-        for value in given:
-            _check_choice(key, value, loader)
-    runs = math.prod(len(given) for given in axes.values())
-    if runs > MOST_RUNS:
-        raise StudyError(f"{' '.join(axes)}: {runs} runs in one sweep, must be at most {MOST_RUNS}")
-    group_axes = [key for key in axes if key in CHOICES]
+def _grid(loader: ConfigLoader, parsed: Sequence[Override], sweep: bool, config_name: str) -> _Grid:
+    """Return the runs of one grid, with its duplicates."""
+    axes, fixed = _axes(loader, parsed, sweep, config_name)
+    group_axes = {key: axes[key] for key in axes if key in CHOICES}
     value_axes = {key: axes[key] for key in axes if key not in CHOICES}
     strides = _strides(axes)
-    combinations = list(itertools.product(*(enumerate(axes[key]) for key in group_axes)))
-    configs = composed(loader, config_name, fixed, {key: axes[key] for key in group_axes})
+    configs = composed(loader, config_name, fixed, group_axes)
+    # Runs that differ only in their seed differ in nothing that must be checked or resolved again.
     seeds = None if any(_references(config, axes) for config in configs) else value_axes.pop("seed", None)
-    frames, places, settings = [], [], {}
-    for config, combination in zip(configs, combinations, strict=True):
-        for key in [key for key, value in leaves(config) if value == "???" and key in axes]:
-            OmegaConf.update(config, key, axes[key][0])  # something, until the axis is laid over it
-        values = values_of(config)
-        settings = {name: values.pop(name) for name in SETTINGS}
+    frames, positions = [], []
+    for config, indices in zip(configs, itertools.product(*map(_indices, group_axes.values())), strict=True):
+        values, settings = _values(config, axes)
         frames.append(_expand(config, values, value_axes))
-        place = np.array([sum(strides[key] * at for key, (at, _) in zip(group_axes, combination, strict=True))])
+        position = np.array([sum(strides[key] * index for key, index in zip(group_axes, indices, strict=True))])
         for key, given in value_axes.items():
-            place = (place[:, None] + strides[key] * np.arange(len(given))).reshape(-1)
-        places.append(place)
-    table, place = table_of(pd.concat(frames, ignore_index=True)), np.concatenate(places)
-    if seeds is not None:  # they differ in nothing that is to be checked again
-        for seed in seeds if not all(type(seed) is int for seed in seeds) else (min(seeds), max(seeds)):
-            OWN["seed"].check(seed, "seed")
-        place = (place[:, None] + strides["seed"] * np.arange(len(seeds))).reshape(-1)
-        table = table.take(np.repeat(np.arange(len(table)), len(seeds)))
-        table["seed"] = np.tile(np.array(seeds, np.int64), len(table) // len(seeds))
-    table = table.take(np.argsort(place)).reset_index(drop=True)
-    varied = tuple(key for key, given in axes.items() if len(given) > 1)
-    return Plan(table, varied, **settings, duplicates=0)
+            position = _spread(position, strides[key], len(given))
+        positions.append(position)
+    table, position = table_of(pd.concat(frames, ignore_index=True)), np.concatenate(positions)
+    if seeds is not None:
+        table = _with_seeds(table, seeds)
+        position = _spread(position, strides["seed"], len(seeds))
+    table = table.take(np.argsort(position)).reset_index(drop=True)
+    return _Grid(table, tuple(key for key, given in axes.items() if len(given) > 1), settings)
 
 
-def _is_data(override: Override) -> bool:
-    """Return whether an override is a value that can be laid over any composition, as an axis of one."""
-    key, value = override.key_or_group, _plain(override.value())
-    own = key in CHOICES or (key in KEYS and "." not in key)
-    return own and isinstance(value, str | int | float | None)
+def _axes(
+    loader: ConfigLoader, parsed: Sequence[Override], sweep: bool, config_name: str
+) -> tuple[dict[str, list[Any]], list[str]]:
+    """Return the values of each axis, single values that can be laid over a composition included, and other overrides.
 
-
-def _refers(override: Override) -> bool:
-    return not override.is_sweep_override() and "${" in str(override.value())
-
-
-def _axis(override: Override, allowed: bool) -> list[Any]:
-    """Return the values of a sweep in the order given, or the only one."""
-    if not override.is_sweep_override():
-        return [_plain(override.value())]
-    key, text = override.key_or_group, override.input_line or ""
-    if not allowed:
-        raise StudyError(f"{show(text)}: several values; add -m (--multirun) to run them all")
-    if override.is_hydra_override() or key in SETTINGS:
-        raise StudyError(f"{show(text)}: {key} has one value for the whole sweep")
-    if override.is_interval_sweep() or not override.is_discrete_sweep():
-        raise StudyError(
-            f"{show(text)}: needs another sweeper; here use a list (a,b,c), range(start,stop,step) or glob(*)"
-        )
-    given = override._value
-    if isinstance(given, Glob) and key not in (*CHOICES, STUDY):
-        if key not in NAMED:
-            raise StudyError(f"{show(text)}: glob chooses among names ({', '.join([*CHOICES, *NAMED])})")
-        override = replace(override, _value=ChoiceSweep(list=given.filter(list(NAMED[key]))))
-    try:
-        lazy = given.range() if isinstance(given, RangeSweep) and not given.shuffle else None
-        iterator = iter(lazy) if lazy is not None else override.sweep_iterator()
-        values = [_plain(value) for value in itertools.islice(iterator, MOST_RUNS + 1)]
-    except (HydraException, ValueError, ZeroDivisionError) as error:
-        raise StudyError(f"{show(text)}: {one_line(error)}") from error
-    if not values:
-        raise StudyError(f"{show(text)}: an empty sweep, nothing to run")
-    if len(values) > MOST_RUNS:
-        raise StudyError(f"{show(text)}: more than {MOST_RUNS} values")
-    return values
-
-
-def _plain(value: Any) -> Any:
-    return value.text if isinstance(value, QuotedString) else value
-
-
-def check_choices(parsed: Sequence[Override], loader: ConfigLoader) -> None:
-    """Raise StudyError unless every group that is set to one choice has it."""
+    Raises:
+        StudyError: if a choice is unknown, or if there are too many runs.
+    """
+    as_data = is_plain(loader, config_name) and not any(map(refers, parsed))
+    axes: dict[str, list[Any]] = {}
+    fixed: list[str] = []
     for override in parsed:
-        if not override.is_sweep_override():
-            _check_choice(override.key_or_group, _plain(override.value()), loader)
+        key = override.key_or_group
+        if override.is_sweep_override() or (as_data and is_data(override)):
+            axes[key] = axis(override, sweep)
+        else:
+            fixed.append(override.input_line or "")
+        for value in axes[key] if key in axes else [unquoted(override.value())]:
+            check_choice(key, value, loader)
+    runs = math.prod(map(len, axes.values()))
+    if runs > MOST_RUNS:
+        raise StudyError(f"{' '.join(axes)}: {runs} runs in one sweep, must be at most {MOST_RUNS}")
+    return axes, fixed
 
 
-def _check_choice(key: str, value: Any, loader: ConfigLoader) -> None:
-    if key in (*CHOICES, STUDY):
-        known = options(loader, key)
-        if value not in known:
-            end = suggestion(str(value), known) if key != "activation" else _activation_hint(str(value), known)
-            raise StudyError(f"{key}={show(value)}: unknown{end}")
+def _values(config: DictConfig, axes: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a composition's fields of a run and its settings."""
+    for key, value in list(leaves(config)):
+        if value == "???" and key in axes:
+            OmegaConf.update(config, key, axes[key][0])  # something, until the axis is laid over it
+    values = values_of(config)
+    return values, {name: values.pop(name) for name in SETTINGS}
 
 
-def _activation_hint(value: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(value if "_" in value else f"{value}_sigmoid", known, n=1)
-    guess = f"; did you mean {near[0]}?" if near else ""
-    hidden, output = ", ".join(HIDDEN_ACTIVATIONS), ", ".join(OUTPUT_ACTIVATIONS)
-    return f"{guess} (known: HIDDEN_OUTPUT with HIDDEN one of {hidden} and OUTPUT one of {output})"
+def _indices(values: Sequence[Any]) -> range:
+    return range(len(values))
+
+
+def _spread(position: NDArray[np.intp], stride: int, count: int) -> NDArray[np.intp]:
+    """Return the positions of runs in the order of a sweep when each is repeated for the values of one more axis."""
+    return (position[:, None] + stride * np.arange(count)).reshape(-1)
+
+
+def _with_seeds(table: pd.DataFrame, seeds: Sequence[Any]) -> pd.DataFrame:
+    """Return a checked table with each row repeated for every seed."""
+    whole = all(type(seed) is int for seed in seeds)
+    for seed in (min(seeds), max(seeds)) if whole else seeds:
+        OWN["seed"].check(seed, "seed")
+    repeated = table.take(np.repeat(np.arange(len(table)), len(seeds)))
+    repeated["seed"] = np.tile(np.array(seeds, np.int64), len(table))
+    return repeated
 
 
 def _expand(config: DictConfig, values: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
     """Return the rows of one combination of groups: `values` everywhere, but for the axes."""
-    for key, given in axes.items():
-        field = KEYS[key]
-        if field not in values:
+    for key in axes:
+        if KEYS[key] not in values:
             group, _, name = key.partition(".")
             raise StudyError(no_parameter(group, str(values[group]), name))
-        for value in given:
-            check_value(field, value, values)
-    for field, value in values.items():
-        check_value(field, value, values)
+    given = {field: [value] for field, value in values.items()} | {KEYS[key]: axes[key] for key in axes}
+    for field, column in given.items():
+        for value in column:
+            if value != value:  # a table would take NaN for a missing value
+                rules(field, str(values.get(deciding_group(field) or "")))[0].check(value, key_of(field))
     product = list(itertools.product(*axes.values()))
     columns = {field: [value] * len(product) for field, value in values.items()}
     columns |= {KEYS[key]: list(column) for key, column in zip(axes, zip(*product, strict=True), strict=True)}
     columns |= _interpolated(config, axes, columns, len(product))
     return pd.DataFrame(columns, dtype=object)
-
-
-def check_value(field: str, value: Any, values: Mapping[str, Any]) -> None:
-    """Raise StudyError unless a field may be `value` where the groups are as in `values`; None is always allowed."""
-    if value is None:
-        return
-    choices = DECLARED.get(field)
-    allowed = OWN[field] if choices is None else choices[values[field.split("_", 1)[0]]]
-    allowed.check(value, key_of(field))
 
 
 def _interpolated(

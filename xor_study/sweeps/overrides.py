@@ -1,0 +1,227 @@
+"""What a command line says: overrides, parsed and checked as far as that can be done without planning any run.
+
+Nothing here imports torch or pandas, so a typo is answered at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, QuotedString, RangeSweep
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from xor_study.errors import StudyError, nearest, one_line, show, suggestion
+from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from xor_study.sweeps.compose import CHOICES, hint, options
+from xor_study.sweeps.settings import LOGS, MOST_SHARDS, SETTINGS, STUDY
+from xor_study.training.spec import GROUPS, KEYS, OWN
+
+CALLABLES = ("hydra.callbacks", "hydra.job_logging", "hydra.hydra_logging")
+"""Parts of Hydra's configuration whose values may name any function."""
+
+MOST_RUNS = 10**7
+"""Of one sweep: about the memory that its table takes, 4 GB."""
+
+NAMED: dict[str, Collection[str]] = {"activation.hidden": HIDDEN_ACTIVATIONS, "activation.output": OUTPUT_ACTIVATIONS}
+"""Keys that are no group and whose values are names all the same."""
+
+
+def parse(texts: Sequence[str], loader: ConfigLoader) -> list[Override]:
+    """Return parsed overrides whose keys exist, later ones of the same key in place of earlier ones.
+
+    Raises:
+        StudyError: if one can't be parsed, has an unknown key or another form than key=value, or if a study is given
+            twice.
+    """
+    parser = OverridesParser.create(config_loader=loader)
+    result: dict[str, Override] = {}
+    for text in texts:
+        try:
+            (override,) = parser.parse_overrides([text])
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise StudyError(f"{show(text)}: can't be read as key=value; put an odd value in quotes") from error
+        key = override.key_or_group
+        if override.is_hydra_override():
+            _check_harmless(key, text)
+        else:
+            _check_key(override, text)
+        if key == STUDY and key in result:
+            both = f"{result[key].input_line} {text}"
+            raise StudyError(f"{show(both)}: a study is given once; for both write {STUDY}=A,B")
+        result[key] = override
+    return list(result.values())
+
+
+def merged(*lines: Sequence[Override]) -> list[Override]:
+    """Return overrides of several lines as one: a later one of the same key takes the place of the earlier."""
+    return list({override.key_or_group: override for line in lines for override in line}.values())
+
+
+def _check_harmless(key: str, text: str) -> None:
+    """Raise StudyError if an override of Hydra's own configuration would name code to be run."""
+    if "_target_" in text or key.lstrip("+~").startswith(CALLABLES):
+        raise StudyError(f"{show(text)}: names code to be run, which no setting may; choose with hydra/launcher=...")
+
+
+def _check_key(override: Override, text: str) -> None:
+    key = override.key_or_group
+    of_group = key in CHOICES or key == STUDY
+    if not (of_group or key in SETTINGS or key in KEYS):
+        group, _, name = key.partition(".")
+        if group in GROUPS and name == "name":
+            raise StudyError(f"{show(key)}: unknown key; choose with {group}=...")
+        raise StudyError(f"{show(key)}: unknown key{hint(key)}")
+    allowed = (OverrideType.CHANGE,) if of_group else (OverrideType.CHANGE, OverrideType.FORCE_ADD)
+    if override.type not in allowed or override.package is not None:
+        value = text.partition("=")[2]
+        raise StudyError(f"{show(text)}: must be key=value; write {show(f'{key}={value}')}")
+
+
+def check_values(parsed: Sequence[Override]) -> None:
+    """Raise StudyError if a single value that is typed for a field can't be one, whatever the rest of the run is.
+
+    Planning checks all values of all runs; this is so that a typo doesn't wait for its imports.
+    """
+    for override in parsed:
+        field = KEYS.get(override.key_or_group, "")
+        if field in OWN and field not in GROUPS and not override.is_sweep_override() and not refers(override):
+            value = unquoted(override.value())
+            if value is not None:
+                OWN[field].check(value, override.key_or_group)
+
+
+def for_hydra(texts: Sequence[str], parsed: Sequence[Override]) -> list[str]:
+    """Return a sweep's overrides as Hydra takes them: a parameter of a group as a sweep over one value.
+
+    Hydra composes what is fixed with the default groups before any sweeper sees the choices, and would refuse
+    `optimizer=sgd,adam optimizer.weight_decay=0.1` where the default choice has no such parameter.
+    """
+    by_text = {override.input_line: override for override in parsed}
+    result = []
+    for text in texts:
+        override = by_text.get(text)
+        key, _, value = text.partition("=")
+        fixed_parameter = override is not None and key in KEYS and "." in key and not override.is_sweep_override()
+        result.append(f"{key}=choice({value})" if fixed_parameter else text)
+    return result
+
+
+def check_log(log: str, sweep: bool) -> None:
+    """Raise StudyError unless a loss can be printed that way."""
+    if log not in LOGS:
+        raise StudyError(f"log={show(log)}: unknown{suggestion(str(log), LOGS)}")
+    if sweep and log != LOGS[0]:
+        raise StudyError(f"log={log}: prints the loss of a single run; leave it out of a sweep")
+
+
+def check_mode(shards: Any, dry_run: Any, sweep: bool) -> None:
+    """Raise StudyError unless a command can be run in so many shards, or not at all."""
+    if not isinstance(dry_run, bool):
+        raise StudyError(f"dry_run={show(dry_run)}: must be true or false")
+    if shards is None:
+        return
+    if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= MOST_SHARDS:
+        raise StudyError(f"shards={show(shards)}: must be a whole number in [1, {MOST_SHARDS}]")
+    if not sweep:
+        raise StudyError(f"shards={shards} requires a sweep; add -m (--multirun)")
+
+
+def typed(grid: Mapping[str, Any]) -> list[str]:
+    """Return a grid of a study file as one would type it: a list is an axis."""
+    words = {None: "null", True: "true", False: "false"}
+
+    def text(value: Any) -> str:
+        return words[value] if value is None or isinstance(value, bool) else str(value)
+
+    columns = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
+    return [f"{key}={','.join(map(text, values))}" for key, values in columns.items()]
+
+
+def is_data(override: Override) -> bool:
+    """Return whether an override is a value that can be laid over any composition, as an axis of one."""
+    key, value = override.key_or_group, unquoted(override.value())
+    top_level = key in CHOICES or (key in KEYS and "." not in key)
+    return top_level and isinstance(value, str | int | float | None)
+
+
+def refers(override: Override) -> bool:
+    """Return whether an override's single value refers to others (`${...}`)."""
+    return not override.is_sweep_override() and "${" in str(override.value())
+
+
+def unquoted(value: Any) -> Any:
+    """Return a parsed value without the quotes that it was typed with."""
+    return value.text if isinstance(value, QuotedString) else value
+
+
+def axis(override: Override, allowed: bool) -> list[Any]:
+    """Return the values of a sweep in the order given, or the only one.
+
+    Raises:
+        StudyError: if a sweep is not allowed, is of a kind that can't be enumerated, or is empty or too long.
+    """
+    if not override.is_sweep_override():
+        return [unquoted(override.value())]
+    _check_sweep(override, allowed)
+    text = show(override.input_line)
+    try:
+        values = list(itertools.islice(_swept(override), MOST_RUNS + 1))
+    except (HydraException, ValueError, ZeroDivisionError) as error:
+        raise StudyError(f"{text}: {one_line(error)}") from error
+    if not values:
+        raise StudyError(f"{text}: an empty sweep, nothing to run")
+    if len(values) > MOST_RUNS:
+        raise StudyError(f"{text}: more than {MOST_RUNS} values")
+    return values
+
+
+def _check_sweep(override: Override, allowed: bool) -> None:
+    key, text = override.key_or_group, show(override.input_line)
+    if not allowed:
+        raise StudyError(f"{text}: several values; add -m (--multirun) to run them all")
+    if override.is_hydra_override() or key in SETTINGS:
+        raise StudyError(f"{text}: {key} has one value for the whole sweep")
+    if override.is_interval_sweep() or not override.is_discrete_sweep():
+        raise StudyError(f"{text}: needs another sweeper; here use a list (a,b,c), range(start,stop,step) or glob(*)")
+    if isinstance(override._value, Glob) and key not in (*CHOICES, STUDY, *NAMED):
+        raise StudyError(f"{text}: glob chooses among names ({', '.join([*CHOICES, *NAMED])})")
+
+
+def _swept(override: Override) -> Iterator[Any]:
+    """Yield the values of a sweep, a range's lazily: it may have more values than there is memory for."""
+    given, key = override._value, override.key_or_group
+    if isinstance(given, Glob) and key in NAMED:
+        override = replace(override, _value=ChoiceSweep(list=given.filter(list(NAMED[key]))))
+    if isinstance(given, RangeSweep) and not given.shuffle:
+        yield from given.range()
+    else:
+        yield from map(unquoted, override.sweep_iterator())
+
+
+def check_choices(parsed: Sequence[Override], loader: ConfigLoader) -> None:
+    """Raise StudyError unless every group that is set to one choice has it."""
+    for override in parsed:
+        if not override.is_sweep_override():
+            check_choice(override.key_or_group, unquoted(override.value()), loader)
+
+
+def check_choice(key: str, value: Any, loader: ConfigLoader) -> None:
+    """Raise StudyError if `key` is a group that has no choice `value`."""
+    if key in (*CHOICES, STUDY):
+        known = options(loader, key)
+        if value not in known:
+            end = suggestion(str(value), known) if key != "activation" else _activation_hint(str(value), known)
+            raise StudyError(f"{key}={show(value)}: unknown{end}")
+
+
+def _activation_hint(value: str, known: Sequence[str]) -> str:
+    name = value if "_" in value else f"{value}_sigmoid"
+    guess = "".join(f"; did you mean {near}?" for near in nearest(name, known))
+    hidden, output = ", ".join(HIDDEN_ACTIVATIONS), ", ".join(OUTPUT_ACTIVATIONS)
+    return f"{guess} (known: HIDDEN_OUTPUT with HIDDEN one of {hidden} and OUTPUT one of {output})"

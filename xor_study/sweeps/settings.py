@@ -1,0 +1,20 @@
+"""What a command line can set besides the fields of a run, and where the configuration is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SETTINGS = ("engine", "device", "threads", "log", "shards", "dry_run")
+"""What is the same for a whole sweep and not part of a run."""
+
+LOGS = ("epochs", "axon")
+"""How the loss of a single run is printed: mean of each epoch, or the running mean that Axon's loop prints."""
+
+MOST_SHARDS = 10**5
+
+STUDY = "study"
+"""The config group of named grids, for sweeps only."""
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIG_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+"""Inside the package in a wheel, beside it in a checkout."""
