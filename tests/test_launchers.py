@@ -137,12 +137,12 @@ def test_a_worker_that_is_killed_is_named_and_the_sweep_goes_on(tmp_path: Path) 
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert err.startswith("error: shards ")
-    assert "of 4 left runs out; A worker process managed by the executor was unexpectedly terminated" in err
-    (again,) = [line.partition("; to go on: python -m xor_study.run ")[2] for line in err.splitlines()]
+    assert "of 4 did not finish; A worker process managed by the executor was unexpectedly terminated" in err
+    (again,) = [line.partition("; to resume: python -m xor_study.run ")[2] for line in err.splitlines()]
     assert again.startswith("-m epochs=1")
     resumed = processes.start([*LONGER, "hydra.sweep.dir=sweep"], tmp_path)
     assert (resumed.wait(), resumed.err) == (0, "")
-    assert "of 24 runs are done already" in resumed.out
+    assert "of 24 runs are already done" in resumed.out
     assert processes.start([*LONGER, "hydra.sweep.dir=undisturbed"], tmp_path).wait() == 0
     assert same(tmp_path / "sweep", tmp_path / "undisturbed")
 
@@ -181,6 +181,6 @@ def test_a_job_that_fails_is_named(
     with pytest.raises(SystemExit, match="1"):
         run.main()
     assert capsys.readouterr().err == (
-        "error: shard 1 of 4 left runs out; shard 1 of 4: far/away: Input/output error; "
-        f"60 of 80 runs are kept in sweep; to go on: {shlex.join(sys.argv)}\n"
+        "error: shard 1 of 4 did not finish; shard 1 of 4: far/away: Input/output error; "
+        f"60 of 80 runs are kept in sweep; to resume: {shlex.join(sys.argv)}\n"
     )

@@ -1,4 +1,4 @@
-"""How a command ends that can't go on."""
+"""How a command ends that can't continue."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from xor_study.errors import StudyError, in_one_line, interrupts_held, one_line
         (StudyError("lr=x: must be a number"), 1, "error: lr=x: must be a number"),
         (FileNotFoundError(2, "No such file or directory", "there/runs.csv"), 1, "error: there/runs.csv: No such file"),
         (ZeroDivisionError("by zero.\nand more"), 1, "error: by zero\n"),
-        (YAMLError("line 1\n  column 2"), 1, "error: a configuration file is no YAML: line 1 column 2"),
+        (YAMLError("line 1\n  column 2"), 1, "error: a configuration file is not valid YAML: line 1 column 2"),
         (KeyboardInterrupt(), 130, "interrupted; no results were written"),
         (KeyboardInterrupt("interrupted; 3 of 4 runs are kept"), 130, "interrupted; 3 of 4 runs are kept"),
     ],

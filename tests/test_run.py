@@ -159,7 +159,7 @@ def test_a_run_that_goes_to_nan_is_drawn_too(call: Call, tmp_path: Path) -> None
 
 def test_duplicates_run_once_and_are_mentioned(call: Call) -> None:
     _, out, _ = call("-m", *SHORT, "lr=0.1,1e-1", "hydra.sweep.dir=twice")
-    assert "1 of 2 runs stood twice and run once" in out
+    assert "dropped 1 duplicate runs (of 2)" in out
 
 
 def test_results_are_never_overwritten(call: Call, tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_configuration_folder_of_ones_own(call: Call, tmp_path: Path) -> None:
         ("about: nothing", "study=mine: its file must have `grids`"),
         ("grids: [{lr: fast}]", "lr=fast: must be a number"),
         ("grids: [{lr: 1}, {engine: plain}]", "engine: the grids of a study must agree on it, not have"),
-        ("grids: [", "is no YAML"),
+        ("grids: [", "is not valid YAML"),
     ],
 )
 def test_a_wrong_study_file_is_said(call: Call, tmp_path: Path, text: str, message: str) -> None:
@@ -385,7 +385,7 @@ def test_a_dry_run_says_what_would_run_and_runs_nothing(call: Call, tmp_path: Pa
     assert (code, err) == (0, "")
     told = {line.split("  ")[0]: line.partition("  ")[2].strip() for line in out.splitlines()}
     assert told["cells"] == "4"
-    assert told["runs"] == "4,000 (2,000 more stood twice)"
+    assert told["runs"] == "4,000 (2,000 duplicates dropped)"
     assert told["axes"] == "optimizer, lr, seed"
     assert told["network-steps"] == "40,000,000"
     assert list(tmp_path.iterdir()) == []
@@ -404,7 +404,7 @@ def test_a_sweep_is_shown_again_and_compared(call: Call, tmp_path: Path) -> None
     arguments = ("-m", *SHORT, "optimizer=sgd,adam", "seed=range(0,4)")
     out = call(*arguments, "hydra.sweep.dir=a")[1]
     assert call("show", "a")[:2] == (0, out)
-    assert f"go on, or make it larger: xor-study {' '.join(arguments[:4])}" in out
+    assert f"resume or extend it: xor-study {' '.join(arguments[:4])}" in out
     call(*arguments, "gain=2", "hydra.sweep.dir=b")
     code, out, err = call("compare", "a", "b")
     assert (code, err) == (0, "")
@@ -416,7 +416,7 @@ def test_a_sweep_is_shown_again_and_compared(call: Call, tmp_path: Path) -> None
         assert call(*arguments) == (1, "", message)
     (tmp_path / "c").mkdir()
     (tmp_path / "c/runs.csv").write_text("a,b\n1,2\n")
-    assert "c/runs.csv: is no table of runs" in call("show", "c")[2]
+    assert "c/runs.csv: not a table of runs" in call("show", "c")[2]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Sweeps that are killed, interrupted, doubled, spoilt: what is left is never wrong, and the same command goes on.
+"""Sweeps that are killed, interrupted, doubled, spoilt: what is left is never wrong, and the same command resumes.
 
 Every test ends with the table of an undisturbed sweep, byte for byte.
 """
@@ -101,8 +101,8 @@ def test_interrupted(count: int, reference: tuple[Path, float], tmp_path: Path) 
     assert command.wait() == 130
     kept = finished(tmp_path) * RUNS_OF_A_BATCH
     goes_on = shlex.join(["xor-study", *HERE])
-    assert command.err == f"interrupted; {kept} of {RUNS} runs are kept in sweep; to go on: {goes_on}\n"
-    assert f"{kept} of {RUNS} runs are done already" in finish(tmp_path, reference[0]).out
+    assert command.err == f"interrupted; {kept} of {RUNS} runs are kept in sweep; to resume: {goes_on}\n"
+    assert f"{kept} of {RUNS} runs are already done" in finish(tmp_path, reference[0]).out
 
 
 def test_interrupted_while_it_waits_for_another(reference: tuple[Path, float], tmp_path: Path) -> None:
@@ -189,12 +189,12 @@ def stranger(part: Path, foreign: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (truncate, "its content is not what its name says"),
-        (empty, "its content is not what its name says"),
-        (alter, "its content is not what its name says"),
-        (exchange, "its content is not what its name says"),
-        (pickled, "is no part"),
-        (stranger, "none of its runs is asked for"),
+        (truncate, "checksum mismatch"),
+        (empty, "checksum mismatch"),
+        (alter, "checksum mismatch"),
+        (exchange, "checksum mismatch"),
+        (pickled, "not a part file"),
+        (stranger, "has none of the runs of this sweep"),
     ],
 )
 def test_a_spoilt_part_is_found_and_trained_again(
@@ -210,7 +210,7 @@ def test_a_spoilt_part_is_found_and_trained_again(
         spoil(part, foreign)
     out = finish(tmp_path, reference[0]).out
     assert told in out
-    assert f"{RUNS - 3 * RUNS_OF_A_BATCH} of {RUNS} runs are done already" in out
+    assert f"{RUNS - 3 * RUNS_OF_A_BATCH} of {RUNS} runs are already done" in out
 
 
 def test_the_table_can_be_made_again(reference: tuple[Path, float], tmp_path: Path) -> None:
@@ -234,11 +234,11 @@ def test_a_clock_that_is_set_back(reference: tuple[Path, float], tmp_path: Path)
 def test_a_sweep_may_grow_but_never_mixes(reference: tuple[Path, float], tmp_path: Path) -> None:
     half = [argument.replace("range(0,100)", "range(0,50)") for argument in HERE]
     assert start(half, tmp_path).wait() == 0
-    assert f"{RUNS // 2} of {RUNS} runs are done already" in finish(tmp_path, reference[0]).out
+    assert f"{RUNS // 2} of {RUNS} runs are already done" in finish(tmp_path, reference[0]).out
     for other in (half, [*HERE, "gain=2"], [*HERE, "optimizer.weight_decay=0.1"]):
         command = start(other, tmp_path)
         assert command.wait() == 1
-        assert "runs that are not asked for; choose another folder" in command.err
+        assert "runs that this command does not ask for; choose another folder" in command.err
         assert wrongs(tmp_path / "sweep", reference[0]) == NONE
 
 
@@ -260,7 +260,7 @@ def test_what_another_engine_made_is_kept_and_told(reference: tuple[Path, float]
     lost.unlink()
     command = start([*HERE, "engine=vmap"], tmp_path)
     assert (command.wait(), command.err) == (0, "")
-    assert f"{RUNS - RUNS_OF_A_BATCH} of them were made with engine=lanes, as their columns say" in command.out
+    assert f"{RUNS - RUNS_OF_A_BATCH} of them were trained with engine=lanes; their rows record it" in command.out
     table = pd.read_csv(tmp_path / "sweep/runs.csv", dtype=str)
     assert set(table["run_id"][table["engine"] == "vmap"]) == ids
     assert (table["engine"] == "lanes").sum() == RUNS - RUNS_OF_A_BATCH

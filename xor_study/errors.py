@@ -51,7 +51,7 @@ def one_line(error: BaseException) -> str:
     from yaml import YAMLError  # only commands that read configurations have loaded it
 
     if isinstance(error, YAMLError):
-        return f"a configuration file is no YAML: {' '.join(str(error).split())}"
+        return f"a configuration file is not valid YAML: {' '.join(str(error).split())}"
     errors = [error] if isinstance(error, StudyError) else [error, error.__cause__]
     lines = [str(e).strip().splitlines()[0].strip().rstrip(".") for e in errors if e is not None and str(e).strip()]
     return "; ".join(dict.fromkeys(lines)) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Hydra's place for this project's sweeper: the whole grid as one plan, trained in a few batches, in one table."""
+"""Hydra's place for this project's sweeper: the whole grid as one plan, trained in a few chunks, in one table."""
 
 from __future__ import annotations
 

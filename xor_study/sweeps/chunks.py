@@ -1,7 +1,7 @@
-"""A plan in batches: which runs are trained and kept together, on which engine, and about what it takes.
+"""A plan divided into chunks: which runs are trained and saved together, on which engine, and what it will cost.
 
-All of it follows from the whole plan alone, never from what is left of it to do, so that a sweep that goes on makes the
-same batches as one that was never disturbed.
+Chunks follow from the whole plan alone, never from what is left to do, so that a resumed sweep makes the same chunks as
+one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ RATES = {"lanes": 40e6, "vmap": 400e3, "plain": 1.3e3}
 """Network-steps a second on one core, about; measured in results/engines/engines.json."""
 
 SECONDS = 2.5
-"""That a batch takes on one core, about: what is lost at most of a sweep that is killed."""
+"""About how long a chunk takes on one core: at most this is lost of a sweep that is killed."""
 
 MOST_RUNS = 1 << 16
-"""In a batch: a part of some 16 MB."""
+"""At most in a chunk: its part has some 16 MB."""
 
 CSV_BYTES, PART_BYTES, LOSSES_BYTES = 360, 92, 20
-"""Of one run, besides its losses: its line in runs.csv, its row in a part, its identity in losses.npz; about."""
+"""About how many bytes a run takes besides its losses: in runs.csv, in a part, in losses.npz."""
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Runs that are trained and kept together.
+class Chunk:
+    """Runs that are trained and saved together.
 
     Attributes:
-        rows: their places in the plan's table.
-        engine: that they are meant for.
-        steps: of all of them together.
+        rows: their positions in the plan's table.
+        engine: which trains them.
+        steps: their total number of network-steps.
         identity: a hash of which runs they are.
     """
 
@@ -51,16 +51,16 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Batches:
-    """A whole plan in batches.
+class Chunks:
+    """A whole plan, divided into chunks.
 
     Attributes:
-        all: the batches, the fastest engine's first.
+        all: the chunks, the fastest engine's first.
         identity: a hash of which runs the plan has, in their order.
         fallback: why some are not compiled, as one line; or None.
     """
 
-    all: Sequence[Batch]
+    all: Sequence[Chunk]
     identity: str
     fallback: str | None
 
@@ -70,46 +70,46 @@ def identity(run_ids: NDArray[np.bytes_]) -> str:
     return hashlib.sha256(run_ids.tobytes()).hexdigest()[:20]
 
 
-def batches(
+def chunked(
     table: pd.DataFrame, run_ids: NDArray[np.bytes_], engine: str, device: str, shards: int | None = None
-) -> Batches:
-    """Return the batches of a checked table.
+) -> Chunks:
+    """Return the chunks of a checked table.
 
     Args:
         table: of the whole plan.
         run_ids: of its runs.
         engine: by name, or "auto".
         device: that they train on.
-        shards: at least how many batches an engine's runs make, that each job has one.
+        shards: at least how many chunks an engine's runs make, that each job has one.
     """
     kinds = list(places(table))
     reasons = _refused(table, kinds, device) if engine == AUTO else {}
     chosen = [("vmap" if at in reasons else "lanes") if engine == AUTO else engine for at in range(len(kinds))]
     steps = (table["epochs"] * table["iterations"]).to_numpy(np.int64)
-    found: list[Batch] = []
+    result: list[Chunk] = []
     for name in RATES:
         members = [rows for rows, own in zip(kinds, chosen, strict=True) if own == name]
         if members:
             order = np.concatenate(members)
             share = -(-int(steps[order].sum()) // (shards or 1))
             split = np.split(order, _cuts(steps[order], min(share, int(RATES[name] * SECONDS))))
-            found += [Batch(rows, name, int(steps[rows].sum()), identity(run_ids[rows])) for rows in split]
+            result += [Chunk(rows, name, int(steps[rows].sum()), identity(run_ids[rows])) for rows in split]
     fallback = None
     if reasons:
         runs = sum(len(kinds[at]) for at in reasons)
         fallback = f"{next(iter(reasons.values()))}; engine=vmap for {runs} runs"
-    return Batches(found, identity(run_ids), fallback)
+    return Chunks(result, identity(run_ids), fallback)
 
 
 def _cuts(steps: NDArray[np.int64], most: int) -> NDArray[np.intp]:
-    """Return where runs are cut into batches of about `most` steps and at most MOST_RUNS runs."""
+    """Return where runs are cut into chunks of about `most` steps and at most MOST_RUNS runs."""
     weights = np.maximum(steps, -(-most // MOST_RUNS))
     number = (np.cumsum(weights) - weights) // most
     return np.flatnonzero(np.diff(number)) + 1
 
 
 def _refused(table: pd.DataFrame, kinds: Sequence[NDArray[np.intp]], device: str) -> dict[int, str]:
-    """Return why lanes can't compile some kinds of runs, by their place; of operations nothing is known yet."""
+    """Return why lanes can't compile some kinds of runs, by their index; unknown operations show only when traced."""
     firsts = table.iloc[[rows[0] for rows in kinds]]
     alike, ones = distinct_rows((firsts[column] for column in ("hidden", "batch", "dtype")), len(firsts))
     reasons: dict[int, str] = {}
@@ -124,11 +124,11 @@ def _refused(table: pd.DataFrame, kinds: Sequence[NDArray[np.intp]], device: str
 
 @dataclass(frozen=True)
 class Estimate:
-    """About what a plan takes.
+    """What a plan will cost, approximately.
 
     Attributes:
         cells: combinations of everything but the seed.
-        runs, steps, batches: how many, steps counted over all networks.
+        runs, steps, chunks: how many, steps counted over all networks.
         seconds: of training, on this machine's cores.
         bytes: on disk.
     """
@@ -136,16 +136,16 @@ class Estimate:
     cells: int
     runs: int
     steps: int
-    batches: int
+    chunks: int
     seconds: float
     bytes: int
 
 
-def estimate(table: pd.DataFrame, planned: Batches, threads: int | None) -> Estimate:
-    """Return about what a plan takes: seconds from the measured RATES, bytes from the sizes of the files' entries."""
+def estimate(table: pd.DataFrame, planned: Chunks, threads: int | None) -> Estimate:
+    """Return what a plan will cost: seconds from the measured RATES, bytes from the sizes of the files' entries."""
     _, cells = distinct_rows((table[field] for field in FIELDS if field != "seed"), len(table))
     workers = {"lanes": threads or lanes.cores()}
-    seconds = sum(batch.steps / RATES[batch.engine] / workers.get(batch.engine, 1) for batch in planned.all)
+    seconds = sum(chunk.steps / RATES[chunk.engine] / workers.get(chunk.engine, 1) for chunk in planned.all)
     steps = table["epochs"] * table["iterations"]
     width = 8 if (table["dtype"] == "float64").any() else 4
     losses = width * len(log_spaced(int(steps.max()))) + 8 * int(table["epochs"].max())

@@ -88,9 +88,9 @@ def _runs(folder: Path) -> pd.DataFrame:
     try:
         runs = records.read_runs(folder)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is no table of runs"
+        reason = error.strerror if isinstance(error, OSError) else "not a table of runs"
         raise StudyError(f"{path}: {reason}") from error
     lacking = [column for column in (*KEYS, "outcome") if column not in runs]
     if lacking or runs.empty:
-        raise StudyError(f"{path}: is no table of runs (no {', '.join(lacking) or 'runs'})")
+        raise StudyError(f"{path}: not a table of runs (no {', '.join(lacking) or 'runs'})")
     return runs

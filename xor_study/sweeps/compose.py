@@ -48,7 +48,7 @@ def values_of(config: DictConfig) -> dict[str, Any]:
     """Return a composed configuration as one flat dictionary: fields of a run and settings.
 
     Raises:
-        StudyError: if a value is missing, refers to something unknown, or is no single value.
+        StudyError: if a value is missing, refers to something unknown, or is not a single value.
     """
     try:
         nested = OmegaConf.to_container(_without_hydra(config), resolve=True, throw_on_missing=True)

@@ -1,7 +1,7 @@
-"""Part files: what came of a batch, written whole under the hash of its content, and their merge into one table.
+"""Part files: the results of a chunk, saved atomically as a content-addressed file, and their merge into one table.
 
-A part holds run ids, measures and recorded losses, and says what made them. Which parts there are is all that is known
-of how far a sweep is: `runs.csv` and `losses.npz` are made of them and of the plan, and can be made again at any time.
+A part holds run ids, measures, recorded losses and their provenance. The parts are the only record of a sweep's
+progress: `runs.csv` and `losses.npz` are derived from them and the plan, and can be rewritten at any time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from xor_study.engines.results import Measured
 from xor_study.errors import StudyError
 from xor_study.files import sweep_up, write_atomically
-from xor_study.sweeps.chunks import Batch
+from xor_study.sweeps.chunks import Chunk
 from xor_study.training.outcome import NUMBERS, OUTCOMES
 
 FOLDER = "parts"
@@ -41,7 +41,7 @@ ARRAYS = {"about", "rows", "steps", "losses", "epoch_losses"}
 
 
 class DamagedError(StudyError):
-    """A file is no part as it was written."""
+    """A file is not a part, or not as it was written."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Part:
             part = cls(engines=tuple(about["engines"]), made=about["made"], **found)
             part._check(about)
         except (ValueError, KeyError, TypeError, AttributeError, OSError, MemoryError, zipfile.BadZipFile) as error:
-            raise DamagedError(f"is no part ({type(error).__name__})") from error
+            raise DamagedError(f"not a part file ({type(error).__name__})") from error
         return part
 
     def _check(self, about: Mapping[str, Any]) -> None:
@@ -175,8 +175,8 @@ class Parts:
         run_ids: of the plan's runs, in their order.
 
     Attributes:
-        done: which of the plan's runs stand in a part.
-        problems: what was found in the folder that is no sound part, and what is wrong with it, by the file's name.
+        done: which of the plan's runs are in a part.
+        problems: what is wrong with files in the folder that are not intact parts, by the file's name.
     """
 
     folder: Path
@@ -211,7 +211,7 @@ class Parts:
         except IsADirectoryError as error:
             raise DamagedError("is a folder") from error
         if _name(data) != name:
-            raise DamagedError("its content is not what its name says")
+            raise DamagedError("checksum mismatch")
         return Part.decoded(data)
 
     def _places(self, run_ids: NDArray[np.bytes_]) -> NDArray[np.intp]:
@@ -225,7 +225,7 @@ class Parts:
         self._known[name] = _Summary(places, part.engines, part.made, outcomes, part.steps, kind, epochs)
         self.done[places[places >= 0]] = True
         if not (places >= 0).any():
-            self.problems[name] = "none of its runs is asked for"
+            self.problems[name] = "has none of the runs of this sweep"
 
     @property
     def others(self) -> int:
@@ -251,14 +251,14 @@ class Parts:
                     found[text] = found.get(text, 0) + int((known.places >= 0).sum())
         return {text: runs for text, runs in found.items() if runs}
 
-    def claim(self, batch: Batch, seconds: float = 0) -> BaseFileLock | None:
-        """Return the lock of a batch, or None if another process trains it for so long; a dead one's is free."""
-        lock = FileLock(self.path / f"{batch.identity}.lock", thread_local=False)
+    def claim(self, chunk: Chunk, seconds: float = 0) -> BaseFileLock | None:
+        """Return the lock of a chunk, or None if another process trains it for so long; a dead one's is free."""
+        lock = FileLock(self.path / f"{chunk.identity}.lock", thread_local=False)
         try:
             lock.acquire(timeout=seconds)
         except Timeout:
             return None
-        sweep_up(self.path, f".{batch.identity}.")
+        sweep_up(self.path, f".{chunk.identity}.")
         return lock
 
     def remove_locks(self) -> None:
@@ -266,19 +266,19 @@ class Parts:
         for path in self.path.glob("*.lock"):
             path.unlink(missing_ok=True)
 
-    def add(self, batch: Batch, rows: NDArray[np.intp], part: Part) -> None:
-        """Write what came of a batch's runs at `rows` of the plan."""
+    def add(self, chunk: Chunk, rows: NDArray[np.intp], part: Part) -> None:
+        """Write what came of a chunk's runs at `rows` of the plan."""
         data = part.encoded()
         name = _name(data)
         self._writing.add(name)
-        write_atomically(self.path / name, lambda stream: stream.write(data), prefix=f".{batch.identity}.")
+        write_atomically(self.path / name, lambda stream: stream.write(data), prefix=f".{chunk.identity}.")
         self.problems.pop(name, None)
         self._remember(name, part, rows)
 
     def merged(self) -> Merged:
         """Return what came of all runs.
 
-        Of a run that stands in two parts, as two processes may have made it at once, the first by name counts.
+        A run may be in two parts if two processes trained it at once; the first part by name counts.
 
         Raises:
             StudyError: if runs are missing.

@@ -164,7 +164,7 @@ def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def study_table(overrides: Sequence[str]) -> pd.DataFrame:
-    """Return the checked runs of a sweep that is no Hydra application's.
+    """Return the checked runs of a sweep that is planned outside a Hydra application.
 
     Raises:
         StudyError: if anything is wrong with any run.
@@ -175,7 +175,7 @@ def study_table(overrides: Sequence[str]) -> pd.DataFrame:
 
 
 def single(overrides: Sequence[str]) -> Plan:
-    """Return the checked plan of one run that is no Hydra application's.
+    """Return the checked plan of one run that is planned outside a Hydra application.
 
     Raises:
         StudyError: if anything is wrong with it, or if an override is of no use to a run that leaves no folder.

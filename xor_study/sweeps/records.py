@@ -1,4 +1,4 @@
-"""Results as files: tables written whole or not at all, with where they come from."""
+"""Results as files: tables, losses, weights and history, with their provenance."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PLAN = "plan.json"
 def check_folder(key: str, name: str, *, sweep: bool = False) -> None:
     """Raise StudyError if results can't go into the folder `name`, set by `key`.
 
-    One that holds results is refused, but for a sweep that goes on with a sweep; `sweep.Sweep` looks at that.
+    A folder that holds results is refused, unless a sweep is to resume a sweep, which `sweep.Sweep` checks.
     """
     if not name:
         raise StudyError(f"{key}=: must name a folder")
@@ -56,7 +56,7 @@ def hints(folder: Path, command: str) -> dict[str, str]:
     """Return commands for who has a sweep's table before him, by what they are for."""
     name = shlex.quote(str(folder))
     found = {"this table again, and as a figure": f"xor-study show {name} --figure"}
-    return found | ({"go on, or make it larger": command} if command else {})
+    return found | ({"resume or extend it": command} if command else {})
 
 
 def read_runs(folder: Path, name: str = RUNS) -> pd.DataFrame:

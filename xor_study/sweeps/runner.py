@@ -1,4 +1,4 @@
-"""What the command line does once its plan is checked: train, write the results into a folder, say what came of it."""
+"""What the command line does with a checked plan: train, write the results into a folder, print a summary."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xor_study.files import write_atomically, write_table
 from xor_study.model.data import CORNERS
 from xor_study.model.losses import LOSSES
 from xor_study.sweeps import records, terminal
-from xor_study.sweeps.chunks import batches, estimate
+from xor_study.sweeps.chunks import chunked, estimate
 from xor_study.sweeps.plan import Plan
 from xor_study.sweeps.provenance import git_commit
 from xor_study.sweeps.sweep import Sweep
@@ -65,7 +65,7 @@ Launch = Callable[[Path, str], list[str]]
 
 
 class InterruptedSweep(KeyboardInterrupt):
-    """A sweep was interrupted; the message says what is kept and how to go on."""
+    """A sweep was interrupted; the message says what is kept and how to resume."""
 
 
 def run_sweep(
@@ -91,7 +91,7 @@ def run_sweep(
     write_atomically(folder / MULTIRUN, lambda stream: stream.write(config.encode()))
     if planned.duplicates:
         given = len(planned.table) + planned.duplicates
-        notes.insert(0, f"{planned.duplicates} of {given} runs stood twice and run once")
+        notes.insert(0, f"dropped {planned.duplicates} duplicate runs (of {given})")
     terminal.show_notes(notes)
     problems: list[str] = []
     try:
@@ -122,20 +122,21 @@ def _merge(sweep: Sweep, problems: Sequence[str]) -> pd.DataFrame:
     sweep.parts.scan()
     lost = sweep.lost()
     if lost:
-        names = f"shard{'s' * (len(lost) > 1)} {', '.join(map(str, lost))} of {sweep.shards} left runs out"
+        numbers = " and ".join(filter(None, [", ".join(map(str, lost[:-1])), str(lost[-1])]))
+        names = f"shard{'s' * (len(lost) > 1)} {numbers} of {sweep.shards} did not finish"
         raise StudyError("; ".join([names, *problems]))
     return sweep.merge()
 
 
 def _kept(sweep: Sweep, command: str) -> str:
-    """Return what is kept of a sweep that did not end well, and the command that goes on with it."""
+    """Return how many runs of an unfinished sweep are kept, and the command that resumes it."""
     sweep.parts.scan()
     done, runs = int(sweep.parts.done.sum()), len(sweep.table)
-    return f"{done} of {runs} runs are kept in {sweep.folder}; to go on: {command}"
+    return f"{done} of {runs} runs are kept in {sweep.folder}; to resume: {command}"
 
 
 def _command(folder: Path) -> str:
-    """Return the command line that goes on with a sweep: the one that was given, in this folder."""
+    """Return the command line that resumes a sweep: the one that was given, in this folder."""
     script = Path(sys.argv[0]).name
     own = ["xor-study"] if script == "xor-study" else ["python", "-m", "xor_study.run"]
     named = any(argument.startswith("hydra.sweep.dir=") for argument in sys.argv[1:])
@@ -146,10 +147,13 @@ def run_shard(sweep: Sweep, shard: int, identity: str) -> None:
     """Train one shard of a sweep that another process began.
 
     Raises:
-        StudyError: if the plan is not the one that was begun, as with another version of this package.
+        StudyError: if the plan differs from the one that started the sweep, as with another version of this package.
     """
     if sweep.planned.identity != identity:
-        raise StudyError(f"{sweep.folder}: this host plans other runs than where the sweep was begun; same version?")
+        raise StudyError(
+            f"{sweep.folder}: this host's plan differs from the one that started the sweep; "
+            "check that package versions match"
+        )
     sweep.parts.scan()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)
@@ -159,7 +163,7 @@ def run_shard(sweep: Sweep, shard: int, identity: str) -> None:
 def dry_run(planned: Plan) -> None:
     """Say what a plan would run, about how long it takes and how large it gets."""
     ids = run_ids(planned.table).to_numpy().astype("S20")
-    found = batches(planned.table, ids, planned.engine, planned.device, planned.shards)
+    found = chunked(planned.table, ids, planned.engine, planned.device, planned.shards)
     terminal.show_plan(estimate(planned.table, found, planned.threads), found, planned.axes, planned.duplicates)
 
 

@@ -1,7 +1,7 @@
-"""A sweep in its folder: what is missing is trained, batch by batch, and all there is becomes one table.
+"""A sweep in its folder: missing runs are trained chunk by chunk, and all parts are merged into one table.
 
-Processes that work in one folder at the same time share its batches by locks; nothing depends on them but that no
-batch is trained twice. A part that appears twice is the same part.
+Processes that work in one folder at the same time share its chunks by file locks. Correctness does not depend on the
+locks, only that no chunk is trained twice: training a chunk again gives the same part.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from xor_study.engines.results import Measured, Progress, described
 from xor_study.errors import StudyError, interrupts_held
 from xor_study.files import sweep_up, write_atomically
 from xor_study.sweeps import records
-from xor_study.sweeps.chunks import Batch, Batches, batches
+from xor_study.sweeps.chunks import Chunk, Chunks, chunked
 from xor_study.sweeps.parts import Part, Parts
 from xor_study.sweeps.provenance import provenance
 from xor_study.training.table import run_ids
 
 MOST_WAITING = 2
-"""Parts that may wait to be written, before training waits for them."""
+"""How many parts may wait to be written before training waits for them."""
 
 CLAIM_SECONDS = 0.5
-"""How long to wait for another process's batch, before looking whether to go on waiting."""
+"""How long to wait for another process's chunk before checking for an interruption."""
 
 
 @dataclass(frozen=True)
 class _Claim:
-    """A batch that this process trains: which of the plan's runs are missing of it, under which lock."""
+    """A chunk that this process trains: which of its runs are missing, and the lock that it holds."""
 
-    batch: Batch
+    chunk: Chunk
     rows: NDArray[np.intp]
     lock: BaseFileLock
 
@@ -60,8 +60,8 @@ class Sweep:
 
     Attributes:
         ids: the runs' identities.
-        planned: the batches they are trained in.
-        parts: what there is already.
+        planned: the chunks that they are trained in.
+        parts: the results so far.
     """
 
     table: pd.DataFrame
@@ -71,22 +71,22 @@ class Sweep:
     folder: Path
     shards: int | None = None
     ids: pd.Series[str] = field(init=False)
-    planned: Batches = field(init=False)
+    planned: Chunks = field(init=False)
     parts: Parts = field(init=False)
 
     def __post_init__(self) -> None:
         self.ids = run_ids(self.table)
         self.parts = Parts(self.folder, self.ids.to_numpy().astype("S20"))
-        self.planned = batches(self.table, self.parts.run_ids, self.engine, self.device, self.shards)
+        self.planned = chunked(self.table, self.parts.run_ids, self.engine, self.device, self.shards)
 
     def begin(self, command: str, axes: Sequence[str]) -> list[str]:
-        """Make the folder this sweep's, or go on in it, and return notes on what was found there.
+        """Claim the folder for this sweep, or resume the sweep in it, and return notes on its content.
 
-        A folder belongs to one plan, which may grow: a sweep that asks for all the runs in it and more goes on.
+        A folder belongs to one plan, which may be extended: a sweep that asks for all its runs and more resumes it.
 
         Args:
-            command: that goes on with this sweep, for people.
-            axes: that were given, for who shows it again.
+            command: the command line that resumes this sweep, to be shown.
+            axes: the keys that were given several values, for `xor-study show`.
 
         Raises:
             StudyError: if the folder holds results of another plan, or results without their parts.
@@ -97,8 +97,8 @@ class Sweep:
             before = self._before()
             if before != self.planned.identity and self.parts.others:
                 raise StudyError(
-                    f"hydra.sweep.dir={self.folder}: holds {self.parts.others} runs that are not asked for; "
-                    "choose another folder, or ask for them too"
+                    f"hydra.sweep.dir={self.folder}: holds {self.parts.others} runs that this command does not ask "
+                    "for; choose another folder or include them"
                 )
             if (self.folder / records.RUNS).exists() and not self.parts.done.any():
                 raise StudyError(f"hydra.sweep.dir={self.folder}: holds {records.RUNS} without its parts; move it away")
@@ -108,7 +108,7 @@ class Sweep:
         return list(self._notes())
 
     def _before(self) -> str | None:
-        """Return the identity of the plan that the folder belongs to, or None if nobody knows."""
+        """Return the identity of the plan that the folder belongs to, or None if it is unknown."""
         try:
             return str(json.loads((self.folder / records.PLAN).read_text())["identity"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -116,12 +116,12 @@ class Sweep:
 
     def _notes(self) -> Iterator[str]:
         for name, problem in self.parts.problems.items():
-            yield f"{self.parts.path / name}: {problem}; passed over"
+            yield f"{self.parts.path / name}: {problem}; ignored"
         if self.parts.done.any():
-            yield f"{int(self.parts.done.sum())} of {len(self.table)} runs are done already"
+            yield f"{int(self.parts.done.sum())} of {len(self.table)} runs are already done"
         usual = {"lanes", "vmap"} if self.engine == AUTO else {self.engine}
         for what, runs in self.parts.made_otherwise(self._made(), usual).items():
-            yield f"{runs} of them were made with {what}, as their columns say"
+            yield f"{runs} of them were trained with {what}; their rows record it"
         if self.planned.fallback is not None:
             yield self.planned.fallback
 
@@ -131,24 +131,26 @@ class Sweep:
     def _lock(self) -> BaseFileLock:
         return FileLock(self.folder / ".lock")
 
-    def own(self, shard: int | None = None) -> Sequence[Batch]:
-        """Return the batches of a shard, which are dealt to them in turn, or all of them."""
+    def chunks_of(self, shard: int | None = None) -> Sequence[Chunk]:
+        """Return the chunks of a shard, which are dealt to the shards in turn, or all of them."""
         return self.planned.all if shard is None else self.planned.all[shard :: self.shards]
 
     def lost(self) -> list[int]:
-        """Return the shards that left runs out."""
+        """Return the shards that did not finish."""
         shards = range(self.shards or 1)
-        return [shard for shard in shards if any(not self.parts.done[batch.rows].all() for batch in self.own(shard))]
+        return [
+            shard for shard in shards if any(not self.parts.done[chunk.rows].all() for chunk in self.chunks_of(shard))
+        ]
 
     def train(self, follow: Callable[[Progress], None], shard: int | None = None) -> None:
-        """Train what is missing, and leave a part of each batch; return when all is done, here or elsewhere.
+        """Train the missing runs and save a part of each chunk; return when all are done, here or in other processes.
 
         Args:
-            follow: is told how far it is.
-            shard: which share of the batches, from 0; None for all.
+            follow: called with the progress after each step of it.
+            shard: which shard's chunks to train, from 0; None for all.
         """
-        own = self.own(shard)
-        rows = np.concatenate([np.zeros(0, np.intp), *(batch.rows for batch in own)])
+        own = self.chunks_of(shard)
+        rows = np.concatenate([np.zeros(0, np.intp), *(chunk.rows for chunk in own)])
         todo = rows[~self.parts.done[rows]]
         progress = Progress(len(rows), int(self._steps[todo].sum()), len(rows) - len(todo))
         progress.outcomes.update({name: count for name, count in self.parts.outcomes().items() if shard is None})
@@ -166,13 +168,14 @@ class Sweep:
 
     @contextlib.contextmanager
     def watched(self, follow: Callable[[Progress], None], seconds: float = 1.0) -> Iterator[None]:
-        """Tell how far the sweep is while other processes train it, by the parts that they leave.
+        """Report the progress of a sweep that other processes train, from the parts that they save.
 
-        What can't be read meanwhile is read again by who merges: over a network a file may be seen half there.
+        A part that can't be read yet is read again when all are merged: on a network file system a new file may be
+        seen before its content.
 
         Args:
-            follow: is told.
-            seconds: between two looks.
+            follow: called with the progress.
+            seconds: between two scans of the folder.
         """
         todo, over, problems = ~self.parts.done, threading.Event(), dict(self.parts.problems)
 
@@ -195,19 +198,19 @@ class Sweep:
 
     @cached_property
     def _steps(self) -> NDArray[np.int64]:
-        """How many steps each run takes."""
+        """Number of steps of each run."""
         return (self.table["epochs"] * self.table["iterations"]).to_numpy(np.int64)
 
     def _train(
         self,
-        own: Sequence[Batch],
+        own: Sequence[Chunk],
         advance: Callable[[int, pd.DataFrame | None], None],
         check: Callable[[], None],
         *,
         wait: bool,
-    ) -> list[Batch]:
-        """Train what is missing of some batches and return those that another process has; `check` may interrupt."""
-        others: list[Batch] = []
+    ) -> list[Chunk]:
+        """Train the missing runs of some chunks and return the chunks that other processes hold."""
+        others: list[Chunk] = []
         held: set[BaseFileLock] = set()
         made = self._made()
         with ThreadPoolExecutor(1) as writer:
@@ -215,12 +218,12 @@ class Sweep:
 
             def write(claim: _Claim, measured: Measured) -> None:
                 part = Part.of(self.parts.run_ids[claim.rows], measured, made)
-                self.parts.add(claim.batch, claim.rows, part)
+                self.parts.add(claim.chunk, claim.rows, part)
                 claim.lock.release()
                 held.discard(claim.lock)
 
             try:
-                for engine, members in groupby(own, key=lambda batch: batch.engine):
+                for engine, members in groupby(own, key=lambda chunk: chunk.engine):
                     trained = train_batches(
                         self._claimed(members, held, others, check, wait=wait),
                         engine=AUTO if engine == "lanes" and self.engine == AUTO else engine,
@@ -243,28 +246,28 @@ class Sweep:
 
     def _claimed(
         self,
-        own: Iterable[Batch],
+        own: Iterable[Chunk],
         held: set[BaseFileLock],
-        others: list[Batch],
+        others: list[Chunk],
         check: Callable[[], None],
         *,
         wait: bool,
     ) -> Iterator[tuple[_Claim, pd.DataFrame]]:
-        """Yield what is missing of the batches that this process could claim; add the rest to `others`."""
-        for batch in own:
-            if self.parts.done[batch.rows].all():
+        """Yield the missing runs of the chunks that this process can lock; add the other chunks to `others`."""
+        for chunk in own:
+            if self.parts.done[chunk.rows].all():
                 continue
             check()
-            while (lock := self.parts.claim(batch, CLAIM_SECONDS if wait else 0)) is None and wait:
+            while (lock := self.parts.claim(chunk, CLAIM_SECONDS if wait else 0)) is None and wait:
                 check()
             if lock is None:
-                others.append(batch)
+                others.append(chunk)
                 continue
             held.add(lock)
             self.parts.scan()  # another process may have finished it just now
-            rows = batch.rows[~self.parts.done[batch.rows]]
+            rows = chunk.rows[~self.parts.done[chunk.rows]]
             if len(rows):
-                yield _Claim(batch, rows, lock), self.table.take(rows).reset_index(drop=True)
+                yield _Claim(chunk, rows, lock), self.table.take(rows).reset_index(drop=True)
             else:
                 lock.release()
                 held.discard(lock)
@@ -273,13 +276,15 @@ class Sweep:
         """Write `runs.csv` and `losses.npz` from the parts and return the table of runs.
 
         Raises:
-            StudyError: if runs are missing, or if a sweep of other runs has taken the folder over.
+            StudyError: if runs are missing, or if a sweep with another plan has claimed the folder.
         """
         merged = self.parts.merged()
         runs = pd.concat([described(self.table, self.ids, categories=True), merged.columns], axis=1)
         with self._lock():
             if self._before() != self.planned.identity:
-                raise StudyError(f"{self.folder}: another sweep was begun here; its {records.RUNS} is not written over")
+                raise StudyError(
+                    f"{self.folder}: another sweep has started in this folder; its {records.RUNS} is not overwritten"
+                )
             for name in (records.RUNS, records.LOSSES, records.PLAN):
                 sweep_up(self.folder, f".{name}.")
             records.write_merged(self.folder, runs, self.parts.run_ids, merged)

@@ -29,7 +29,7 @@ from xor_study.analysis.statistics import wilson
 from xor_study.engines import FallbackWarning
 from xor_study.engines.results import Progress, Result
 from xor_study.model.data import CORNERS, TARGETS
-from xor_study.sweeps.chunks import Batches, Estimate
+from xor_study.sweeps.chunks import Chunks, Estimate
 from xor_study.training.outcome import OUTCOMES, running_mean
 
 COLOURS = {"solved": "green", "unsolved": "yellow", "diverged": "magenta", "nonfinite": "red"}
@@ -44,7 +44,7 @@ class _Console(Console):
 
 
 def console() -> Console:
-    """Return the console of standard output, wide enough not to fold a table where output is no terminal."""
+    """Return the console of standard output, wide enough not to fold a table where output is not a terminal."""
     plain = _Console(highlight=False)
     return plain if plain.is_terminal else _Console(highlight=False, width=200)
 
@@ -68,17 +68,17 @@ def show_notes(lines: Sequence[str]) -> None:
         console().print(f"note: {line}", markup=False, soft_wrap=True)
 
 
-def show_plan(estimated: Estimate, planned: Batches, axes: Sequence[str], duplicates: int) -> None:
+def show_plan(estimated: Estimate, planned: Chunks, axes: Sequence[str], duplicates: int) -> None:
     """Print what a plan would run."""
     out = console()
     table = Table(box=None, pad_edge=False, show_header=False)
-    engines = Counter(batch.engine for batch in planned.all)
+    engines = Counter(chunk.engine for chunk in planned.all)
     rows = {
         "cells": f"{estimated.cells:,}",
-        "runs": f"{estimated.runs:,}" + (f" ({duplicates:,} more stood twice)" if duplicates else ""),
+        "runs": f"{estimated.runs:,}" + (f" ({duplicates:,} duplicates dropped)" if duplicates else ""),
         "axes": ", ".join(axes) or "none",
         "network-steps": f"{estimated.steps:,}",
-        "batches": ", ".join(f"{count:,} on {engine}" for engine, count in engines.items()),
+        "chunks": ", ".join(f"{count:,} on {engine}" for engine, count in engines.items()),
         "time": f"about {duration(estimated.seconds)} of training on this machine",
         "size": f"about {estimated.bytes / 1e6:,.1f} MB",
     }
