@@ -112,25 +112,29 @@ class Parameter:
 
 def _convert(value: Any, wanted: type) -> Any:
     """Return `value` as `wanted`, or None where that would not be the same value."""
-    if isinstance(value, str) and wanted in (float, int):
-        try:
-            value = int(value) if value.strip().lstrip("+-").isdecimal() else float(value)
-        except ValueError:
-            return None
     if hasattr(value, "item"):  # a numpy scalar, from a column of a table
         value = value.item()
     if wanted is bool:
         return {"true": True, "false": False}.get(str(value).lower()) if isinstance(value, bool | str) else None
     if wanted is str:
         return value if isinstance(value, str) else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    number = _number_in(value) if isinstance(value, str) else value
+    if isinstance(number, bool) or not isinstance(number, int | float):
         return None
     if wanted is int:
-        return int(value) if not isinstance(value, float) or value.is_integer() else None
+        return int(number) if not isinstance(number, float) or number.is_integer() else None
     try:
-        return float(value) + 0.0  # -0.0 becomes 0.0: one value, one identity
-    except OverflowError:
+        return float(number) + 0.0  # -0.0 becomes 0.0: one value, one identity
+    except OverflowError:  # a whole number beyond the largest float
         return math.inf
+
+
+def _number_in(text: str) -> int | float | None:
+    try:
+        # Not through float where it is whole: seeds go up to 2^63 - 1, and a float has 53 bits.
+        return int(text) if text.strip().lstrip("+-").isdecimal() else float(text)
+    except ValueError:
+        return None
 
 
 def parameter(name: str, annotation: Any, default: Any) -> Parameter:
