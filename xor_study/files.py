@@ -17,21 +17,26 @@ import pandas as pd
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], prefix: str | None = None) -> Path:
-    """Let `write` fill a temporary file beside `path`, force it to the disk, then give it its name.
+    """Write a file completely or not at all: into a temporary file beside it, which is then renamed.
 
     Args:
-        path: what is written, or replaced.
-        write: is given the open file.
-        prefix: of the temporary file's name, which is left behind only if the process is killed.
+        path: the file to write or replace.
+        write: is called with the open file.
+        prefix: of the temporary file's name; one is left behind only if the process is killed.
+
+    Returns:
+        `path`.
     """
+    # In the same folder, since a rename is atomic only within a file system.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix or f".{path.name}.")
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as stream:
             write(stream)
             stream.flush()
+            # Content before name: after a power failure the name could otherwise stand for an empty file.
             os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide results from a group that shares them
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -41,13 +46,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], prefix: str 
 
 @cache
 def _umask() -> int:
+    # It can be read only by setting it, which must not happen while another thread creates files: so only once.
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def sweep_up(folder: Path, prefix: str) -> None:
-    """Remove temporary files that killed processes left; only for who holds the lock under which they are written."""
+    """Remove temporary files that killed processes left behind; call it only under the lock that guards them."""
     for path in folder.glob(f"{prefix}*"):
         path.unlink(missing_ok=True)
 

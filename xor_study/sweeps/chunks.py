@@ -84,6 +84,7 @@ def chunked(
     """
     kinds = list(places(table))
     reasons = _refused(table, kinds, device) if engine == AUTO else {}
+    # A cohort is never divided between engines, so that what can't be compiled is known before anything trains.
     chosen = [("vmap" if at in reasons else "lanes") if engine == AUTO else engine for at in range(len(kinds))]
     steps = (table["epochs"] * table["iterations"]).to_numpy(np.int64)
     result: list[Chunk] = []
@@ -91,7 +92,7 @@ def chunked(
         members = [rows for rows, own in zip(kinds, chosen, strict=True) if own == name]
         if members:
             order = np.concatenate(members)
-            share = -(-int(steps[order].sum()) // (shards or 1))
+            share = -(-int(steps[order].sum()) // (shards or 1))  # rounded up
             split = np.split(order, _cuts(steps[order], min(share, int(RATES[name] * SECONDS))))
             result += [Chunk(rows, name, int(steps[rows].sum()), identity(run_ids[rows])) for rows in split]
     fallback = None

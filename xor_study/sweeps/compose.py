@@ -31,6 +31,7 @@ PROVIDER = "xor_study"
 
 def register() -> None:
     """Make a Hydra choice of every entry of the catalogues, holding its parameters with their defaults."""
+    # Nodes from the catalogues and YAML files mix in one group, and both are listed by tab completion.
     store = ConfigStore.instance()
     for group, catalogue in GROUPS.items():
         for name in catalogue:
@@ -123,6 +124,7 @@ def composed(
     base, _ = _base(loader, config_name, tuple(fixed), () if plain_config and not fixed else first)
     nodes: dict[tuple[str, str], Any] = {}
     for key, choices in axes.items():
+        # Composed with the parameters that are fixed in this group alone: other groups' don't change this node.
         own = tuple(line for line in fixed if line.lstrip("+").startswith(f"{key}."))
         for choice in choices:
             node = _node(loader, config_name, own, () if plain_config else first, key, choice)
@@ -133,7 +135,7 @@ def composed(
             nodes[key, choice] = node
     result = []
     for combination in itertools.product(*axes.values()):
-        config = copy.deepcopy(base)
+        config = copy.deepcopy(base)  # a node belongs to one configuration: it knows its parent
         with read_write(config):
             for key, choice in zip(axes, combination, strict=True):
                 config[key] = copy.deepcopy(nodes[key, choice])

@@ -39,7 +39,7 @@ def parse(texts: Sequence[str], loader: ConfigLoader) -> list[Override]:
         StudyError: if one can't be parsed, has an unknown key or another form than key=value, or if a study is given
             twice.
     """
-    parser = OverridesParser.create(config_loader=loader)
+    parser = OverridesParser.create(config_loader=loader)  # the loader knows the choices that glob(*) stands for
     result: dict[str, Override] = {}
     for text in texts:
         try:

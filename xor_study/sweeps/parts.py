@@ -80,6 +80,7 @@ class Part:
 
     def encoded(self) -> memoryview:
         """Return the part as the bytes of an npz file; the same for the same part."""
+        # np.savez, not np.savez_compressed: zlib's bytes differ between versions, and the name is their hash.
         about = {"format": FORMAT, "outcomes": OUTCOMES, "engines": self.engines, "made": dict(self.made)}
         stream = io.BytesIO()
         np.savez(
@@ -253,6 +254,7 @@ class Parts:
 
     def claim(self, chunk: Chunk, seconds: float = 0) -> BaseFileLock | None:
         """Return the lock of a chunk, or None if another process trains it for so long; a dead one's is free."""
+        # Released by the thread that writes the part, not by the one that trains.
         lock = FileLock(self.path / f"{chunk.identity}.lock", thread_local=False)
         try:
             lock.acquire(timeout=seconds)

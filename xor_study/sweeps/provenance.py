@@ -1,4 +1,4 @@
-"""What made a result: versions and commit."""
+"""Provenance of a result: versions and commit."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def git_commit() -> str | None:
             return None
         return done.stdout.strip()
 
+    # An installed package may lie inside the checkout of another project, whose commit says nothing about it.
     if git("ls-files", "--error-unmatch", str(Path(__file__).resolve())) is None:
         return None
     commit = git("rev-parse", "HEAD")
@@ -29,7 +30,7 @@ def git_commit() -> str | None:
 
 
 def provenance() -> dict[str, str | None]:
-    """Return what made a result: columns of `runs.csv`."""
+    """Return the versions and the commit that a result comes from, as columns of `runs.csv`."""
     from xor_study import __version__
 
     return {"torch_version": torch.__version__, "package_version": __version__, "git_commit": git_commit()}

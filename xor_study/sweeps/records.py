@@ -75,7 +75,7 @@ def read_losses(folder: Path) -> pd.DataFrame:
 
 
 def write_merged(folder: Path, runs: pd.DataFrame, run_ids: np.ndarray, merged: Merged) -> None:
-    """Write the runs and the recorded losses; the runs last, so where they stand everything stands."""
+    """Write the runs and the recorded losses; the runs last, so that where they are, the losses are too."""
     arrays: dict[str, Any] = {
         "run_id": run_ids,
         "steps": merged.steps,

@@ -37,7 +37,7 @@ def run_one(
     from xor_study import figures  # matplotlib takes a third of a second, which a sweep is spared
 
     folder.mkdir(parents=True, exist_ok=True)
-    git_commit()  # asked now, while the files are those that were loaded
+    git_commit()  # cached now: the files may change while the run trains
     with terminal.progress_bar(1) as follow, terminal.notes():
         detail = Detail(every_step=True)
         result = train_table(table, detail, engine=engine, device=device, threads=threads, progress=follow)
@@ -51,6 +51,7 @@ def run_one(
     predictions = plane(result, return_logit=decides.decided_by == "logit")
     boundary = figures.decision_boundary(predictions, (-MARGIN, 1 + MARGIN), decides.threshold, title)
     figures.save(boundary, folder / "boundary")
+    # The table last: where it is, everything else is.
     write_table(folder / records.RUNS, records.runs_table(result))
     if log == "axon":
         terminal.show_running_mean(result.history)
@@ -85,7 +86,7 @@ def run_sweep(
         InterruptedSweep: likewise.
     """
     sweep = Sweep(planned.table, planned.engine, planned.device, planned.threads, folder, shards)
-    git_commit()  # asked now, while the files are those that were loaded
+    git_commit()  # cached now: the files may change while the sweep trains
     command = _command(folder)
     notes = sweep.begin(command, planned.axes)
     write_atomically(folder / MULTIRUN, lambda stream: stream.write(config.encode()))

@@ -162,6 +162,7 @@ class Sweep:
             follow(progress)
             check()
 
+        # First whatever no other process holds, without waiting; then what others have not finished, e.g. when killed.
         with interrupts_held() as check:
             others = self._train(own, advance, check, wait=False)
             self._train(others, advance, check, wait=True)
@@ -217,6 +218,7 @@ class Sweep:
             writing: deque[Future[None]] = deque()
 
             def write(claim: _Claim, measured: Measured) -> None:
+                # The lock is released only when the part is on disk: whoever gets it next must see the part.
                 part = Part.of(self.parts.run_ids[claim.rows], measured, made)
                 self.parts.add(claim.chunk, claim.rows, part)
                 claim.lock.release()
@@ -231,12 +233,14 @@ class Sweep:
                         threads=self.threads if engine == "lanes" else None,
                         advance=advance,
                     )
+                    # An interruption must also end the engine's threads, which a generator that is left open keeps.
                     with contextlib.closing(trained):
                         for claim, measured in trained:
                             writing.append(writer.submit(write, claim, measured))
                             while len(writing) > MOST_WAITING or (writing and writing[0].done()):
                                 writing.popleft().result()
             finally:
+                # Parts that are still being written are finished first, also after an interruption or an error.
                 errors = [error for error in (future.exception() for future in writing) if error is not None]
                 for lock in held:
                     lock.release()
