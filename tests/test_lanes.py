@@ -19,7 +19,7 @@ from xor_study.engines.lanes import native
 from xor_study.engines.lanes.functions import EXPANSIONS
 from xor_study.engines.lanes.llvm import LANES, Loop, NotCompilable, empty, lowered, text
 from xor_study.engines.lanes.native import Kernel
-from xor_study.engines.lanes.program import FUNCTIONS, OPERATIONS, Builder, Program
+from xor_study.engines.lanes.scalar import FUNCTIONS, OPERATIONS, Builder, ScalarProgram
 from xor_study.engines.lanes.trace import trace
 from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.model.data import Batches
@@ -32,7 +32,7 @@ from xor_study.training.table import table_of
 Map = Callable[[Any], np.ndarray]
 
 
-def compiled(program: Program, kind: str) -> Map:
+def compiled(program: ScalarProgram, kind: str) -> Map:
     """Return a program from "x.0" to "x.0" as a function on arrays: a loop of one step."""
     loop = Loop(kind, {"x": (kind, 1)}, {"key": ("int64", 1)}, (), ("x",), (), 0)
     kernel = Kernel(text(loop, program))
@@ -330,7 +330,7 @@ def test_machine_code_is_kept_and_what_is_spoilt_is_made_anew(monkeypatch: pytes
         assert native.object_code(module) == first
         assert kept.read_bytes() == whole
     monkeypatch.setattr(native, "target", lambda: ("another processor", ""))
-    assert native.read(native.place_of_code(module)) is None
+    assert native.read(native.code_path(module)) is None
 
 
 def test_a_cache_that_cannot_be_written_is_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_a_cache_that_cannot_be_written_is_no_cache(monkeypatch: pytest.MonkeyPa
     assert native.object_code(text_of(Builder().finish({})))
 
 
-def text_of(program: Program) -> str:
+def text_of(program: ScalarProgram) -> str:
     return text(Loop("float32", {"x": ("float32", 1)}, {"key": ("int64", 1)}, (), ("x",), (), 0), program)
 
 

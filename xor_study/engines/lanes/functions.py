@@ -1,11 +1,11 @@
 """Elementary functions as statements: polynomials on reduced arguments.
 
-They are within 2.5 units in the last place in float32 and 4 in float64 of the exact value, for all arguments including
-subnormal ones (`tests/test_lanes.py`). NaN gives NaN; infinities and the edges of the domain give what C's functions
-do. The coefficients are minimax fits (Remez's algorithm) of the expressions named beside them.
+Results are within 2.5 units in the last place of the exact value in float32, and within 4 in float64, for all arguments
+including subnormal ones (`tests/test_lanes.py`). NaN gives NaN; infinities and the edges of the domain give what C's
+functions do. The coefficients are minimax fits (Remez's algorithm) of the expressions named beside them.
 
-No step needs a conversion to an integer: adding 1.5 2^23 (or 2^52) to a number leaves its nearest integer in the low
-bits of the sum.
+No step needs a conversion to an integer, for which many processors have no vector instruction in float64. Adding
+1.5 * 2^23 (2^52 in float64) to a number rounds it to an integer, which is then in the low bits of the sum.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 
-from xor_study.engines.lanes.program import FLOAT_OF, INTEGER_OF, MANY, Builder, Number, Program, Statement
+from xor_study.engines.lanes.scalar import FLOAT_OF, INTEGER_OF, MANY, Builder, Number, ScalarProgram, Statement
 
 
 @dataclass(frozen=True)
 class _Format:
-    """Numbers that belong to one floating-point type.
+    """Constants of one floating-point type.
 
     Attributes:
-        mantissa: bits of it that are stored.
+        mantissa: its stored bits.
         bias: of the exponent.
-        ln2: log(2) as a sum of two numbers, the first short enough for its products with an exponent to be exact.
+        ln2: log(2) as a sum of two numbers. The first has so few bits that its product with an exponent is exact (Cody
+            & Waite 1980, "Software Manual for the Elementary Functions").
         exp: (e^r - 1 - r) / r^2 for |r| <= log(2) / 2.
         log: (log(1 + f) - f + f^2 / 2) / f^3 for 1 + f in [sqrt(1/2), sqrt(2)].
         erf: erf(x) / x for x in [0, 1], of x^2.
@@ -48,6 +49,7 @@ class _Format:
 
     @property
     def magic(self) -> float:
+        """1.5 * 2^mantissa: the numbers around it are the integers, so a sum with it is rounded to one."""
         return float(3 << self.mantissa - 1)
 
 
@@ -115,7 +117,7 @@ FORMATS = {
 
 
 Side = tuple[Number, ...]
-"""The same value of several arguments: their functions are written side by side, so that a processor need not wait."""
+"""One statement for each of several arguments; their functions are written side by side and run in parallel."""
 
 
 class _Maker:
@@ -135,13 +137,14 @@ class _Maker:
         return (self.builder.constant(value, self.integer),) * self.width
 
     def polynomial(self, x: Side, coefficients: tuple[float, ...]) -> Side:
+        """Return a polynomial by Horner's rule; coefficients in ascending order."""
         result = self.number(coefficients[-1])
         for coefficient in coefficients[-2::-1]:
             result = self.emit("fma", result, x, self.number(coefficient))
         return result
 
     def clamped(self, x: Side, low: float, high: float) -> Side:
-        """Return x cut off at both ends; NaN stays."""
+        """Return x limited to [low, high]; NaN stays NaN."""
         for op, bound in (("lt", low), ("gt", high)):
             edge = self.number(bound)
             x = self.emit("where", self.emit(op, x, edge), edge, x)
@@ -151,11 +154,12 @@ class _Maker:
         return self.emit("bitcast", x, kind=self.integer)
 
     def power_of_two(self, exponent: Side) -> Side:
+        """Return 2^n for integers n in the range of normal numbers, by writing their exponent field."""
         shifted = self.emit("iadd", exponent, self.whole(self.format.bias))
         return self.emit("bitcast", self.emit("shl", shifted, self.whole(self.format.mantissa)), kind=self.kind)
 
     def reduced(self, x: Side, magic: Side) -> tuple[Side, Side, Side]:
-        """Return n in the low bits of n + magic, r, and e^r - 1 - r, of x = n log(2) + r with |r| <= log(2) / 2."""
+        """Split x = n log(2) + r with |r| <= log(2) / 2; return n + magic, r, and e^r - 1 - r."""
         shifted = self.emit("fma", x, self.number(1 / math.log(2)), magic)
         nearest = self.emit("sub", magic, shifted)  # -n
         high, low = self.format.ln2
@@ -165,40 +169,45 @@ class _Maker:
         return shifted, rest, tail
 
     def exponential(self, x: Side) -> tuple[Side, Side]:
-        """Return e^r - 1 and n, an integer, of x = n log(2) + r."""
+        """Split x = n log(2) + r; return e^r - 1 and the integer n."""
         magic = self.number(self.format.magic)
         shifted, rest, tail = self.reduced(x, magic)
         return self.emit("add", rest, tail), self.emit("isub", self.bits(shifted), self.bits(magic))
 
     def exp(self, x: Side) -> Side:
         less, exponent = self.exponential(self.clamped(x, self.format.smallest, self.format.largest))
-        half = self.emit("ashr", exponent, self.whole(1))  # 2^n itself need not be a normal number
+        # Multiply by 2^n in two steps: 2^n itself may be infinite or subnormal.
+        half = self.emit("ashr", exponent, self.whole(1))
         result = self.emit("add", less, self.number(1))
         result = self.emit("mul", result, self.power_of_two(half))
         return self.emit("mul", result, self.power_of_two(self.emit("isub", exponent, half)))
 
     def expm1(self, x: Side) -> Side:
         less, exponent = self.exponential(self.clamped(x, -60.0, self.format.largest))
-        half = self.power_of_two(self.emit("isub", exponent, self.whole(1)))  # 2^(n - 1), since 2^n may be infinite
+        # e^x - 1 = 2 (2^(n-1) (e^r - 1) + 2^(n-1) - 1/2): 2^n may be infinite where the result is not.
+        half = self.power_of_two(self.emit("isub", exponent, self.whole(1)))
         result = self.emit("fma", half, less, self.emit("sub", half, self.number(0.5)))
         result = self.emit("add", result, result)
-        tiny = self.emit("eq", exponent, self.whole(0))  # keeps subnormal numbers and the sign of zero
+        # Without a power of two the result is e^r - 1 itself, and 0.0 and -0.0 are returned as they are.
+        tiny = self.emit("eq", exponent, self.whole(0))
         return self.emit("where", tiny, self._or_itself(x, less), result)
 
     def _or_itself(self, x: Side, result: Side) -> Side:
+        """Return x where it is zero, whose sign a sum would lose, else `result`."""
         zero = self.emit("eq", x, self.number(0))
         return self.emit("where", zero, x, result)
 
     def tanh(self, x: Side) -> Side:
         """Return t / (t + 2) of t = e^(2 |x|) - 1, with the sign of x.
 
-        The larger t, the less the result depends on it: near 1 only the quotient's rounding counts, and log(2) as one
-        number will do. (A rational function of x takes fewer statements, but is off by 4.5 units near 1.)
+        The larger t, the less the result depends on it: near 1 only the rounding of the quotient matters, so log(2) as
+        one number is precise enough. A rational function of x takes fewer statements, but is off by 4.5 units near 1.
         """
         size = self.emit("abs", self.emit("add", x, x))
         edge = self.number(2 * self.format.saturation_of_tanh)
         size = self.emit("where", self.emit("gt", size, edge), edge, size)
-        magic = self.number(self.format.magic + self.format.bias)  # the sum's low bits are the exponent of 2^n
+        # With the bias in it, the low bits of the sum are the exponent field of 2^n.
+        magic = self.number(self.format.magic + self.format.bias)
         shifted = self.emit("fma", size, self.number(1 / math.log(2)), magic)
         power = self.emit("shl", self.bits(shifted), self.whole(self.format.mantissa))
         power = self.emit("bitcast", power, kind=self.kind)
@@ -213,6 +222,7 @@ class _Maker:
         return self.emit("bitcast", self.emit("or", self.bits(size), sign), kind=self.kind)
 
     def log(self, x: Side) -> Side:
+        # A subnormal number has no exponent field to read, so it is multiplied by a power of two first.
         tiny = self.emit("lt", x, self.number(2.0 ** (1 - self.format.bias)))
         scale = 2.0**self.format.mantissa
         normal = self.emit("where", tiny, self.emit("mul", x, self.number(scale)), x)
@@ -222,9 +232,10 @@ class _Maker:
         return self.edges(x, x, result)
 
     def log1p(self, x: Side) -> Side:
+        """Return log(s) with s = 1 + x rounded, corrected by (1 + x - s) / s, the relative error of the rounding."""
         one = self.number(1)
         sum_ = self.emit("add", x, one)
-        lost = self.emit("sub", x, self.emit("sub", sum_, one))  # of x in 1 + x
+        lost = self.emit("sub", x, self.emit("sub", sum_, one))
         mantissa, exponent, inverse = self.split(sum_, inverse=True)
         huge = self.emit("gt", sum_, self.number(2.0**60))
         lost = self.emit("where", huge, self.number(0), self.emit("mul", lost, inverse))
@@ -232,21 +243,22 @@ class _Maker:
         return self._or_itself(x, self.edges(x, sum_, self.logarithm(argument, exponent)))
 
     def split(self, x: Side, *, inverse: bool = False) -> tuple[Side, ...]:
-        """Return m in [sqrt(1/2), sqrt(2)) and n, a floating-point number, of x = m 2^n; and 2^-n if asked for."""
+        """Split x = m 2^n, m in [sqrt(1/2), sqrt(2)); return m, n as a floating-point number, and 2^-n on request."""
         root = self.bits(self.number(math.sqrt(0.5)))
         shift = self.whole(self.format.mantissa)
         exponent = self.emit("ashr", self.emit("isub", self.bits(x), root), shift)
         field = self.emit("shl", exponent, shift)
         mantissa = self.emit("bitcast", self.emit("isub", self.bits(x), field), kind=self.kind)
+        # An integer added to the bits of the magic number is added to its value.
         magic = self.number(self.format.magic)
-        told = self.emit("bitcast", self.emit("iadd", self.bits(magic), exponent), kind=self.kind)
-        result = (mantissa, self.emit("sub", told, magic))
+        shifted = self.emit("bitcast", self.emit("iadd", self.bits(magic), exponent), kind=self.kind)
+        result = (mantissa, self.emit("sub", shifted, magic))
         if not inverse:
             return result
         return (*result, self.power_of_two(self.emit("isub", self.whole(0), exponent)))
 
     def logarithm(self, f: Side, exponent: Side) -> Side:
-        """Return log(1 + f) + exponent log(2)."""
+        """Return log(1 + f) + exponent * log(2), adding the smallest terms first."""
         high, low = self.format.ln2
         square = self.emit("mul", f, f)
         result = self.emit("mul", self.emit("mul", self.polynomial(f, self.format.log), f), square)
@@ -256,7 +268,7 @@ class _Maker:
         return self.emit("fma", exponent, self.number(high), result)
 
     def edges(self, x: Side, argument: Side, result: Side) -> Side:
-        """Return a logarithm's `result` where its argument is positive and finite, else what is right there."""
+        """Return `result` where the argument of the logarithm is positive and finite, else -inf, NaN, or x + x."""
         zero, infinity = self.number(0), self.number(math.inf)
         result = self.emit("where", self.emit("eq", argument, zero), self.number(-math.inf), result)
         result = self.emit("where", self.emit("lt", argument, zero), self.number(math.nan), result)
@@ -268,8 +280,9 @@ class _Maker:
         square = self.emit("mul", size, size)
         near = self.emit("mul", x, self.polynomial(square, self.format.erf))
         two = self.number(2)
-        place = self.emit("div", self.emit("sub", size, two), self.emit("add", size, two))
-        tail = self.emit("mul", self.exp(self.emit("neg", square)), self.polynomial(place, self.format.erfc))
+        # This maps [1, infinity) to [-1/3, 1), where a polynomial fits.
+        mapped = self.emit("div", self.emit("sub", size, two), self.emit("add", size, two))
+        tail = self.emit("mul", self.exp(self.emit("neg", square)), self.polynomial(mapped, self.format.erfc))
         far = self.signed(self.emit("sub", self.number(1), tail), x)
         return self.emit("where", self.emit("lt", size, self.number(1)), near, far)
 
@@ -284,8 +297,8 @@ EXPANSIONS: dict[str, Callable[[_Maker, Side], Side]] = {
 }
 
 
-def expanded(program: Program) -> Program:
-    """Return the program with every elementary function written out, neighbours that share a side together."""
+def expanded(program: ScalarProgram) -> ScalarProgram:
+    """Return the program with every elementary function written out, those of neighbours with one side together."""
     builder, new = Builder(), list[Number]()
     sides = program.sides
     for _, neighbours in groupby(range(len(sides)), lambda number: number if sides[number] is None else sides[number]):
@@ -303,11 +316,11 @@ def expanded(program: Program) -> Program:
     return builder.finish({name: new[number] for name, number in program.outputs.items()})
 
 
-def accumulated(program: Program) -> Program:
+def accumulated(program: ScalarProgram) -> ScalarProgram:
     """Return the program with every operation on many operands written as operations on two.
 
-    Each operand is taken in as soon as it is there, so none need be held until the last one is; several chains, so that
-    they need not wait for each other.
+    Each operand is combined as soon as it is computed, so none is held in a register until the last one is. There are
+    several chains, because each operation of a chain waits for the one before it.
     """
     builder, new = Builder(), list[Number]()
     takers: dict[Number, list[Number]] = {}
@@ -326,10 +339,11 @@ def accumulated(program: Program) -> Program:
     return builder.finish({name: new[number] for name, number in program.outputs.items()})
 
 
-_CHAINS = 4
+_CHAINS = 4  # the latency of an addition, in cycles, on the processors of the last years
 
 
 def _take_in(builder: Builder, op: str, chains: list[Number], x: Number) -> None:
+    """Combine an operand with the oldest of the chains, or start a new one."""
     kind = builder.type_of(x)
     whole = INTEGER_OF[kind]
     if op == "sum_of_squares" and len(chains) == _CHAINS:
@@ -337,15 +351,18 @@ def _take_in(builder: Builder, op: str, chains: list[Number], x: Number) -> None
         return
     if op == "sum_of_squares":
         x = builder.emit("mul", x, x)
-    elif op == "max_abs":  # without their sign, bits are ordered as numbers are, NaN above all
+    elif op == "max_abs":
+        # Without the sign, the bits of numbers are integers in the same order, with NaN above infinity.
         magnitude = builder.constant((1 << int(whole[-2:]) - 1) - 1, whole)
         x = builder.emit("and", builder.emit("bitcast", x, kind=whole), magnitude)
     elif op == "all_finite":
-        x = builder.emit("bitcast", builder.emit("sub", x, x), kind=whole)  # 0, or else NaN
+        # x - x is 0.0 for a finite x and NaN for the others, so the bits of all of them are or-ed.
+        x = builder.emit("bitcast", builder.emit("sub", x, x), kind=whole)
     chains.append(x if len(chains) < _CHAINS else builder.emit(MANY[op], chains.pop(0), x))
 
 
 def _merged(builder: Builder, op: str, chains: list[Number]) -> Number:
+    """Return the result of an operation whose operands have all been taken in."""
     result, *others = chains
     for other in others:
         result = builder.emit(MANY[op], result, other)

@@ -1,7 +1,7 @@
-"""From a program on scalars to machine code: each lane of a SIMD vector is one network, the loop over steps inside.
+"""From a scalar program to LLVM's intermediate representation: a loop over steps, with one network per SIMD lane.
 
-The text of LLVM's intermediate representation is written here; `native` compiles it. No fast-math flag is set anywhere,
-so NaN, infinities and the sign of zero are what IEEE 754 says.
+The text is written here and compiled in `native` (https://llvm.org/docs/LangRef.html). No fast-math flag is set, so
+NaN, infinities and the sign of zero follow IEEE 754.
 """
 
 from __future__ import annotations
@@ -15,22 +15,20 @@ from typing import Any
 import numpy as np
 
 from xor_study.engines.lanes.functions import accumulated, expanded
-from xor_study.engines.lanes.program import (
+from xor_study.engines.lanes.passes import contracted, scheduled, with_fewer_checks
+from xor_study.engines.lanes.scalar import (
     BOOL,
     COMPARISONS,
     FLOATS,
     Number,
-    Program,
+    ScalarProgram,
     Statement,
-    contracted,
     decode,
-    scheduled,
-    with_fewer_checks,
 )
 from xor_study.errors import StudyError
 
 LANES = {"float32": 16, "float64": 8}
-"""Networks in a block: what fills the widest registers there are; narrower ones take a block in parts."""
+"""Networks in a block: one register of AVX-512; on processors with narrower ones LLVM uses several."""
 
 _TYPES = {"float32": "float", "float64": "double", "int32": "i32", "int64": "i64", BOOL: "i1"}
 _BINARY = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv", "iadd": "add", "isub": "sub"}
@@ -39,29 +37,29 @@ _PREDICATES = {"eq": ("oeq", "eq"), "ne": ("une", "ne"), "lt": ("olt", "slt"), "
 _PREDICATES |= {"gt": ("ogt", "sgt"), "ge": ("oge", "sge")}
 _INTRINSICS = {"fma": "fma", "abs": "fabs", "sqrt": "sqrt", "umax": "umax"}
 FAR = 64
-"""Statements after which an input is loaded anew: holding it would only push it out to memory, which costs more."""
+"""Statements after which an input is loaded again. To hold it in a register longer, LLVM would have to store it."""
 
 
-class NotCompilable(StudyError):  # noqa: N818  # it says what a program is, and is no accident
-    """What is asked for can't be compiled; the message names it."""
+class NotCompilable(StudyError):  # noqa: N818  # a property of a program that leads to another engine, not an error
+    """A run can't be compiled; the message says what in it."""
 
 
 @dataclass(frozen=True)
 class Loop:
-    """Where a program's inputs come from and where its outputs go.
+    """Where the inputs of a scalar program come from and where its outputs go.
 
-    Its inputs are "field.index" of the fields below, "count.corner" and "step.0".
+    Its inputs are "field.index" of the fields below, "schedule.name.0", "count.corner" and "step.0".
 
     Attributes:
         dtype: of the networks.
-        state_fields: what is carried from step to step: type and number n of entries by name; the program's outputs of
+        state_fields: values carried from step to step: type and number n of entries by name. The program's outputs of
             the same names are their next values.
-        number_fields: what is fixed for each network, likewise.
-        schedule: names of what depends on the step alone.
-        recorded: fields of the state that are handed out at the end of each segment of steps.
-        summed: those of them that start from 0 again in each segment.
-        batch: samples in a batch of random corners (their counts are drawn in the loop), or None where the counts are
-            given step by step, or 0 if they are not used.
+        number_fields: values that are fixed for each network, in the same form.
+        schedule: names of the values that depend on the step alone.
+        recorded: fields of the state that are copied out at the end of each segment of steps.
+        summed: fields among them that start from 0 again in each segment.
+        batch: samples in a batch of random corners, whose counts are drawn in the loop; None where the counts are given
+            for each step, or 0 if they are not used.
     """
 
     dtype: str
@@ -89,7 +87,7 @@ class Loop:
 
     @property
     def table(self) -> tuple[str, ...]:
-        """Inputs that depend on the step and are the same for all networks."""
+        """Names of the inputs that depend on the step alone, in the order of the table's columns."""
         counts = tuple(f"count.{corner}" for corner in range(4)) if self.batch is None else ()
         return (*counts, *(f"schedule.{name}.0" for name in self.schedule))
 
@@ -100,22 +98,23 @@ class Loop:
 
 
 LINE = 64
-"""Bytes of a cache line, and of the widest registers."""
+"""Bytes of a cache line, and of the widest register."""
 
 
 def layout(fields: Mapping[str, tuple[str, int]], lanes: int) -> np.dtype[Any]:
     """Return the layout of one block: a field of shape (n, lanes) for each name, from its type and n."""
+    # The widest types come first, so that each field is aligned to its vectors without gaps.
     wide_first = sorted(fields.items(), key=lambda item: -np.dtype(item[1][0]).itemsize)
     packed = np.dtype([(name, kind, (count, lanes)) for name, (kind, count) in wide_first])
-    places: Mapping[str, Any] = packed.fields or {}
-    names = list(places)
-    formats, offsets = [places[name][0] for name in names], [places[name][1] for name in names]
+    parts: Mapping[str, Any] = packed.fields or {}
+    names = list(parts)
+    formats, offsets = [parts[name][0] for name in names], [parts[name][1] for name in names]
     size = -(-packed.itemsize // LINE) * LINE
     return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size})
 
 
 def empty(layout: np.dtype[Any], shape: int | tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Return an array of zeros whose first byte lies on a cache line, as vector loads want it."""
+    """Return an array of zeros that begins on a cache line: numpy aligns to 16 bytes, and vector loads need more."""
     items = int(np.prod(shape))
     raw = np.zeros(items * layout.itemsize + LINE, np.uint8)
     start = -raw.ctypes.data % LINE
@@ -123,7 +122,13 @@ def empty(layout: np.dtype[Any], shape: int | tuple[int, ...]) -> np.ndarray[Any
 
 
 class _Writer:
-    """Writes the body of the loop, statement by statement."""
+    """Writes the body of the loop, statement by statement.
+
+    Attributes:
+        lines: written so far.
+        declared: declarations of the intrinsics that are used.
+        names: of the result of each statement, by its number.
+    """
 
     def __init__(self, loop: Loop) -> None:
         self.loop, self.lanes = loop, loop.lanes
@@ -136,19 +141,21 @@ class _Writer:
         return f"<{self.lanes} x {_TYPES[kind]}>"
 
     def let(self, text: str) -> str:
+        """Write an instruction and return the name of its result."""
         self.fresh += 1
         self.lines.append(f"  %v{self.fresh} = {text}")
         return f"%v{self.fresh}"
 
     def splat(self, scalar: str, kind: str) -> str:
+        """Return a vector with the same value in every lane."""
         vector = self.vector(kind)
         one = self.let(f"insertelement {vector} poison, {_TYPES[kind]} {scalar}, i32 0")
         return self.let(f"shufflevector {vector} {one}, {vector} poison, <{self.lanes} x i32> zeroinitializer")
 
     def constant(self, value: float, kind: str) -> str:
-        bits = np.float64(value).view(np.uint64)  # LLVM writes numbers of both types as the bits of a double
-        told = f"0x{int(bits):016X}" if kind in FLOATS else str(int(value))
-        return "<" + ", ".join([f"{_TYPES[kind]} {told}"] * self.lanes) + ">"
+        bits = np.float64(value).view(np.uint64)  # LLVM writes constants of both types as the bits of a double
+        text = f"0x{int(bits):016X}" if kind in FLOATS else str(int(value))
+        return "<" + ", ".join([f"{_TYPES[kind]} {text}"] * self.lanes) + ">"
 
     def call(self, name: str, kind: str, *operands: str) -> str:
         vector = self.vector(kind)
@@ -162,11 +169,11 @@ class _Writer:
         assert layout.fields is not None
         kind, offset = layout.fields[field][:2]
         scalar = kind.base
-        place = offset + int(index) * scalar.itemsize * self.lanes
+        start = offset + int(index) * scalar.itemsize * self.lanes
         return (
-            self.let(f"getelementptr i8, ptr {base}, i64 {place}"),
+            self.let(f"getelementptr i8, ptr {base}, i64 {start}"),
             self.vector(scalar.name),
-            math.gcd(LINE, place, layout.itemsize),
+            math.gcd(LINE, start, layout.itemsize),
         )
 
     def load(self, base: str, layout: np.dtype[Any], name: str) -> str:
@@ -174,15 +181,16 @@ class _Writer:
         return self.let(f"load {vector}, ptr {address}, align {align}")
 
     def input(self, name: str, kind: str) -> str:
+        """Return an input of the program as a vector."""
         field, _, index = name.rpartition(".")
         if field == "step":
             return self.splat(self.let("trunc i64 %number to i32"), kind)
         if field == "count" and self.loop.batch:
             return self.counts[int(index)]
         if name in self.loop.table:
-            place = self.let(f"mul i64 %row, {len(self.loop.table)}")
-            place = self.let(f"add i64 {place}, {self.loop.table.index(name)}")
-            address = self.let(f"getelementptr {_TYPES[kind]}, ptr %table, i64 {place}")
+            index = self.let(f"mul i64 %row, {len(self.loop.table)}")
+            index = self.let(f"add i64 {index}, {self.loop.table.index(name)}")
+            address = self.let(f"getelementptr {_TYPES[kind]}, ptr %table, i64 {index}")
             return self.splat(self.let(f"load {_TYPES[kind]}, ptr {address}"), kind)
         if self.in_state(name):
             return self.load("%state", self.loop.state, name)
@@ -190,6 +198,7 @@ class _Writer:
 
     def draw(self, batch: int, kind: str) -> None:
         """Draw the counts of a batch as `data.batch_words` and `data.Batches.counts` do."""
+        # Each word has x1 of 32 samples in its low half and x2 in its high half; their bits and those of x1 & x2 count.
         words = -(-batch // 32)
         wide, half = self.vector("int64"), self.vector("int32")
         keys = self.load("%numbers", self.loop.numbers, "key.0")
@@ -206,6 +215,7 @@ class _Writer:
                     z = self.let(f"mul {wide} {z}, {self.constant(factor, 'int64')}")
             high = self.let(f"lshr {wide} {z}, {self.constant(32, 'int64')}")
             x1, x2 = (self.let(f"trunc {wide} {bits} to {half}") for bits in (z, high))
+            # Of the last word only the lowest bits belong to the batch.
             if word == words - 1 and batch % 32:
                 mask = self.constant((1 << batch % 32) - 1, "int32")
                 x1, x2 = (self.let(f"and {half} {bits}, {mask}") for bits in (x1, x2))
@@ -221,7 +231,7 @@ class _Writer:
         ]
 
     def statement(self, statement: Statement, kinds: Sequence[str]) -> str:
-        """Write one statement, whose operands have the types `kinds`, and return what its result is called."""
+        """Write one statement, whose operands have the types `kinds`, and return the name of its result."""
         op, numbers, kind, value = statement
         if op == "constant":
             return self.constant(decode(value, kind), kind)
@@ -236,6 +246,7 @@ class _Writer:
         if op == "neg":
             return self.let(f"fneg {vector} {operands[0]}")
         given = self.vector(kinds[0])
+        # "Ordered" comparisons are false for NaN; `ne` is the unordered one, which is true for it.
         if op in COMPARISONS:
             ordered, signed = _PREDICATES[op]
             compare = f"fcmp {ordered}" if kinds[0] in FLOATS else f"icmp {signed}"
@@ -248,8 +259,8 @@ class _Writer:
         assert op == "convert"
         return self.let(f"{_conversion(kinds[0], kind)} {given} {operands[0]} to {vector}")
 
-    def body(self, program: Program) -> None:
-        """Write one step: all statements, each of the state's next values stored as soon as it can be."""
+    def body(self, program: ScalarProgram) -> None:
+        """Write one step: all statements, and the stores of the state's next values as early as possible."""
         if self.loop.batch:
             self.draw(self.loop.batch, self.loop.dtype)
         program = lowered(program)
@@ -258,6 +269,7 @@ class _Writer:
         for number, statement in enumerate(program.statements):
             for operand in statement.operands:
                 name = program.statements[operand].value
+                # %again is the same address as %state; through %state LLVM would reuse the first load.
                 if number - loaded.get(operand, number) > FAR and self.in_state(name):
                     self.names[operand] = self.load("%again", self.loop.state, name)
                     del loaded[operand]
@@ -270,11 +282,11 @@ class _Writer:
                 self.lines.append(f"  store {vector} {self.names[program.outputs[name]]}, ptr {address}, align {align}")
 
     def in_state(self, name: str) -> bool:
-        """Return whether an input is of the state."""
+        """Return whether an input is a part of the state."""
         return name.rpartition(".")[0] in self.loop.state_fields
 
     def hand_out(self) -> None:
-        """Write the end of a segment: copy what is recorded, start sums again."""
+        """Write the end of a segment: copy the recorded fields and set the sums to 0."""
         loop, record = self.loop, self.loop.record
         for field in loop.recorded:
             for index in range(loop.state_fields[field][1]):
@@ -287,32 +299,34 @@ class _Writer:
                     self.lines.append(f"  store {vector} zeroinitializer, ptr {address}, align {align}")
 
 
-def _stores(program: Program) -> dict[Number, list[str]]:
-    """Return which outputs are stored after which statement: once they are there and what they replace is used up."""
+def _stores(program: ScalarProgram) -> dict[Number, list[str]]:
+    """Return the outputs to store after each statement: they are computed, and the old values are no longer needed."""
     last_use = {number: number for number in range(len(program.statements))}
     for number, statement in enumerate(program.statements):
         last_use |= dict.fromkeys(statement.operands, number)
     inputs = {statement.value: number for number, statement in enumerate(program.statements) if statement.op == "input"}
     result: dict[Number, list[str]] = {}
     for name, number in program.outputs.items():
-        if inputs.get(name) != number:  # else it stays what it is
+        if inputs.get(name) != number:  # else the value does not change
             result.setdefault(max(number, last_use[inputs.get(name, number)] if name in inputs else 0), []).append(name)
     return result
 
 
 def _conversion(given: str, wanted: str) -> str:
-    """Return LLVM's name of a conversion."""
+    """Return LLVM's instruction for a conversion."""
     if wanted in FLOATS:
         if given in FLOATS:
             return "fpext" if wanted == "float64" else "fptrunc"
-        return "uitofp" if given == BOOL else "sitofp"
+        return "uitofp" if given == BOOL else "sitofp"  # signed, true would be -1
     if given in FLOATS:
         raise NotCompilable("engine=lanes: can't compile the conversion of a floating-point number to an integer")
     return "zext" if given == BOOL else "sext" if wanted == "int64" else "trunc"
 
 
-def lowered(program: Program) -> Program:
-    """Return the program as it is compiled: contracted, in a good order, with its functions written out."""
+def lowered(program: ScalarProgram) -> ScalarProgram:
+    """Return the program as it is compiled, after all passes."""
+    # Checks come first, since they look through the products that `contracted` merges. Scheduling comes before the
+    # functions are written out, while there are few statements and each function is one of them.
     return accumulated(expanded(scheduled(contracted(with_fewer_checks(program)))))
 
 
@@ -364,13 +378,13 @@ exit:
 """
 
 
-def text(loop: Loop, program: Program) -> str:
+def text(loop: Loop, program: ScalarProgram) -> str:
     """Return the module as LLVM's intermediate representation.
 
-    Its function takes pointers to the blocks' states (twice, so that LLVM loads anew what has been pushed out of the
-    registers), their numbers, the table of what depends on the step, the steps at which segments end, and the blocks'
-    records; then how many blocks there are, how many steps they have made, and how many segments follow. Its stack
-    begins on a cache line, as the arrays do: a register saved across two of them costs twice.
+    Its function takes pointers to the blocks' states (twice, see `_Writer.body`), to their numbers, the table of the
+    inputs that depend on the step, the last steps of the segments, and the blocks' records; then the number of blocks,
+    of steps made before, and of segments. Its stack begins on a cache line, as the arrays do: a register that is saved
+    across two lines costs twice the time.
     """
     writer = _Writer(loop)
     writer.body(program)

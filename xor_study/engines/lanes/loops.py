@@ -1,4 +1,4 @@
-"""From a cohort to its loop in machine code: traced, written as text and compiled once, kept in memory and on disk."""
+"""From a cohort to its loop in machine code: traced, written and compiled once, cached in memory and on disk."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import cache, lru_cache
+from dataclasses import asdict, dataclass, field
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from xor_study.engines.lanes import native
-from xor_study.engines.lanes import program as scalar
 from xor_study.engines.lanes.llvm import Loop, text
 from xor_study.engines.lanes.native import Kernel
+from xor_study.engines.lanes.scalar import ScalarProgram
 from xor_study.engines.lanes.trace import trace
 from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.model.catalogue import Catalogue
@@ -30,77 +30,90 @@ from xor_study.training.outcome import Detail, accumulate, start_of_accumulation
 from xor_study.training.step import Observation, Program, step
 
 SNAPSHOT = ("parameter", "gradient", "logits")
-"""Fields of a record when snapshots are taken."""
+"""Fields of a record that make a snapshot."""
 
 _SUMMED = ("loss_sum",)
 _RECORDED = ("loss_sum", "loss")
 
 
-def _trace(key: _Key) -> tuple[Loop, scalar.Program]:
+def _trace(key: _Key) -> tuple[Loop, ScalarProgram]:
     """Return the loop of all cohorts with this key, and what it computes."""
-    program, dtype = key.program, key.program.x1.dtype
-    kind = str(dtype).removeprefix("torch.")
-    entries: dict[str, int] = {"parameter": program.width, **dict.fromkeys(program.optimizer.state, program.width)}
-    constants = program.constants["optimizer"]
-    schedules = tuple(program.optimizer.schedule(1, **constants))
-    entries |= {"count": len(CORNERS)} if key.batch != 0 else {}
-    arguments = {name: torch.ones(count, dtype=dtype) for name, count in entries.items()}
-    single = [f"schedule.{name}" for name in schedules] + [f"{group}.{name}" for group, name in key.numbers]
-    arguments |= {name: torch.tensor(1.0, dtype=dtype) for name in single}
-    arguments |= {name: start.clone() for name, start in start_of_accumulation(dtype).items()}
-    once_each = torch.ones(len(CORNERS), dtype=dtype)
-    arguments |= {"step": torch.tensor(1, dtype=torch.int32)}
-
-    def whole(given: dict[str, Tensor]) -> dict[str, Tensor]:
-        numbers: dict[str, dict[str, Tensor]] = {group: {} for group in ("optimizer", "loss", "clip")}
-        for group, name in key.numbers:
-            numbers[group][name] = given[f"{group}.{name}"]
-        updated, state, noted, internals = step(
-            program,
-            given["parameter"],
-            {name: given[name] for name in program.optimizer.state},
-            given.get("count", once_each),
-            {name: given[f"schedule.{name}"] for name in schedules},
-            numbers,
-        )
-        changed = {name: value for name, value in state.items() if value is not given[name]}
-        result = {"parameter": updated, **changed, **accumulate(given, noted, given["step"])}
-        result |= {"loss": noted.loss, "corners_right": noted.corners_right}
-        if key.every_step:
-            result |= noted._asdict()
-        if key.snapshots:
-            result |= internals._asdict()
-        return result
-
-    traced = trace(whole, arguments)
+    dtype = str(key.program.x1.dtype).removeprefix("torch.")
+    # In full batches each corner occurs once. Made here, the counts are constants and multiplications by 1 are removed;
+    # made within the traced function, they would be the result of an operation.
+    once_each = torch.ones(len(CORNERS), dtype=key.program.x1.dtype)
+    traced = trace(partial(_one_step, key, once_each), _arguments(key))
     fields: dict[str, tuple[str, int]] = {}
     for name, number in traced.outputs.items():
-        field = name.rpartition(".")[0]
-        fields[field] = (traced.statements[number].type, fields.get(field, ("", 0))[1] + 1)
-    own = {f"{group}.{name}": (kind, 1) for group, name in key.numbers}
-    recorded = [*_RECORDED, *(Observation._fields[1:] if key.every_step else ()), *(SNAPSHOT if key.snapshots else ())]
-    loop = Loop(kind, fields, {"key": ("int64", 1)} | own, schedules, tuple(recorded), _SUMMED, key.batch)
+        vector = name.rpartition(".")[0]
+        fields[vector] = (traced.statements[number].type, fields.get(vector, ("", 0))[1] + 1)
+    numbers = {f"{group}.{name}": (dtype, 1) for group, name in key.numbers}
+    observed = Observation._fields[1:] if key.every_step else ()
+    recorded = (*_RECORDED, *observed, *(SNAPSHOT if key.snapshots else ()))
+    loop = Loop(dtype, fields, {"key": ("int64", 1)} | numbers, key.schedule, recorded, _SUMMED, key.batch)
     return loop, traced
+
+
+def _arguments(key: _Key) -> dict[str, Tensor]:
+    """Return examples of what `_one_step` takes."""
+    program, dtype = key.program, key.program.x1.dtype
+    vectors = dict.fromkeys(("parameter", *program.optimizer.state), program.width)
+    vectors |= {"count": len(CORNERS)} if key.batch != 0 else {}
+    arguments = {name: torch.ones(size, dtype=dtype) for name, size in vectors.items()}
+    scalars = [f"schedule.{name}" for name in key.schedule] + [f"{group}.{name}" for group, name in key.numbers]
+    arguments |= {name: torch.tensor(1.0, dtype=dtype) for name in scalars}
+    return arguments | start_of_accumulation(dtype) | {"step": torch.tensor(1, dtype=torch.int32)}
+
+
+def _one_step(key: _Key, once_each: Tensor, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Make one step of one network and accumulate its measures: the function that is traced.
+
+    Args:
+        key: of the cohort.
+        once_each: the counts of the corners where they are not given, shape (4,).
+        given: all values before the step, and its inputs, by name.
+
+    Returns:
+        the values after the step, under the same names, and what is recorded.
+    """
+    program = key.program
+    numbers: dict[str, dict[str, Tensor]] = {group: {} for group in ("optimizer", "loss", "clip")}
+    for group, name in key.numbers:
+        numbers[group][name] = given[f"{group}.{name}"]
+    state = {name: given[name] for name in program.optimizer.state}
+    schedule = {name: given[f"schedule.{name}"] for name in key.schedule}
+    updated, new_state, observed, internals = step(
+        program, given["parameter"], state, given.get("count", once_each), schedule, numbers
+    )
+    changed = {name: value for name, value in new_state.items() if value is not given[name]}
+    result = {"parameter": updated, **changed, **accumulate(given, observed, given["step"])}
+    result |= {"loss": observed.loss, "corners_right": observed.corners_right}
+    if key.every_step:
+        result |= observed._asdict()
+    if key.snapshots:
+        result |= internals._asdict()
+    return result
 
 
 @lru_cache(maxsize=256)
 def _traced(key: _Key) -> tuple[Loop, str]:
     """Return the loop of all cohorts with this key and its text, from the cache if they are there."""
-    path = None if key.name is None else native.place(key.name, sources(), torch.__version__, suffix=".json")
-    kept = native.read(path)
-    if kept is not None:
-        described = json.loads(kept)
+    # The text depends on our own code and on how this version of torch decomposes operations.
+    path = None if key.name is None else native.cache_path(key.name, sources(), torch.__version__, suffix=".json")
+    cached = native.read(path)
+    if cached is not None:
+        described = json.loads(cached)
         return Loop(**described["loop"]), described["text"]
     with _no_collection():
         loop, program = _trace(key)
         module = text(loop, program)
-    native.keep(path, json.dumps({"loop": asdict(loop), "text": module}).encode())
+    native.write(path, json.dumps({"loop": asdict(loop), "text": module}).encode())
     return loop, module
 
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keep Python from looking for cycles: among a million small tuples that takes a quarter of the time."""
+    """Turn Python's search for reference cycles off: among a million small tuples it takes a quarter of the time."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -111,12 +124,12 @@ def _no_collection() -> Iterator[None]:
 
 
 TRACED = ("errors.py", "model", "training")
-"""What this engine imports by any way besides its own modules: what becomes a program is among them."""
+"""What this engine imports, directly or not, besides its own modules: the code that is traced is among it."""
 
 
 @cache
 def sources() -> str:
-    """Return a hash of the code that programs are made of and by: what was traced with other code is not used."""
+    """Return a hash of all code that decides a program, so that a text traced by other code is not used."""
     digest = hashlib.sha256()
     package = Path(__file__).resolve().parents[2]
     folders = [package / name for name in TRACED] + [Path(__file__).parent]
@@ -126,7 +139,7 @@ def sources() -> str:
 
 
 def _named(catalogue: Catalogue[Any], entry: Any) -> str | None:
-    """Return the name of a catalogue's entry if it is this package's own, whose code `sources` knows."""
+    """Return the name of a catalogue's entry if it is defined in this package, so that `sources` covers its code."""
     for name, known in catalogue.items():
         if known is entry and catalogue.module(name).startswith("xor_study."):
             return name
@@ -135,19 +148,19 @@ def _named(catalogue: Catalogue[Any], entry: Any) -> str | None:
 
 @dataclass(frozen=True)
 class _Key:
-    """What cohorts share that share a loop.
+    """Identifies a loop: cohorts with equal keys share it.
 
     Attributes:
-        program: one of those that are alike.
-        choices: what they share, hashable: the functions themselves.
-        name: the same as a text that is the same in other processes, or None where a function is not this package's.
-        numbers: which parameters differ between runs, as (group, name).
+        program: of one of these cohorts.
+        choices: functions and values that decide the loop, hashable.
+        name: the same as a text that other processes understand, or None where a function is not from this package.
+        numbers: the hyperparameters that differ between runs, as (group, name).
         batch, every_step, snapshots: see `Loop` and `Detail`.
     """
 
-    program: Program
+    program: Program = field(compare=False)
     choices: tuple[Any, ...]
-    name: str | None
+    name: str | None = field(compare=False)
     numbers: tuple[tuple[str, str], ...]
     batch: int | None
     every_step: bool
@@ -176,33 +189,29 @@ class _Key:
         name = None if None in names else repr((names, shared, kind))
         return cls(program, (*(entry for _, entry in chosen), *shared), name, *kind)
 
-    def _told(self) -> tuple[Any, ...]:
-        return (self.choices, self.numbers, self.batch, self.every_step, self.snapshots)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self._told() == other._told()
-
-    def __hash__(self) -> int:
-        return hash(self._told())
+    @property
+    def schedule(self) -> tuple[str, ...]:
+        """Names of the optimizer's values that depend on the step alone."""
+        return tuple(self.program.optimizer.schedule(1, **self.program.constants["optimizer"]))
 
 
 def traced(cohort: Cohort, detail: Detail) -> tuple[Loop, str]:
-    """Return a cohort's loop and its text; what has been traced before in this process is not traced again.
+    """Return a cohort's loop and its text, tracing it at most once in a process.
 
     Raises:
-        NotCompilable: if an operation is not known.
+        NotCompilable: if the step contains an operation that can't be compiled.
     """
     return _traced(_Key.of(cohort, detail))
 
 
 def forget() -> None:
-    """Forget what this process has traced and compiled; what is on disk stays."""
+    """Clear the caches of this process; the one on disk stays."""
     _traced.cache_clear()
     kernel.cache_clear()
 
 
-def program_of(cohort: Cohort, detail: Detail) -> scalar.Program:
-    """Return what one lane computes in a step of a cohort, to be printed and read."""
+def program_of(cohort: Cohort, detail: Detail) -> ScalarProgram:
+    """Return what one lane computes in a step of a cohort; `str` of it is meant to be read."""
     return _trace(_Key.of(cohort, detail))[1]
 
 

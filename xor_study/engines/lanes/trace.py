@@ -1,8 +1,8 @@
 """From `training.step` to a program on scalars.
 
-A dispatch mode sees which ATen operations a step is made of: forward, loss, gradient, clipping, optimizer and what is
-recorded. Here each tensor becomes an array of statements and each operation acts on its entries, so no loss or
-optimizer is written a second time. Views share their entries as torch's do.
+A dispatch mode records the ATen operations of a step: forward pass, loss, gradient, clipping, optimizer and measures.
+Here each tensor becomes an array of statements, and each operation acts on its entries, so no loss or optimizer is
+written a second time. Views share their entries as torch's do.
 """
 
 from __future__ import annotations
@@ -19,27 +19,34 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from xor_study.engines.lanes.llvm import NotCompilable
-from xor_study.engines.lanes.program import BOOL, FLOATS, FUNCTIONS, Builder, Number, Program
+from xor_study.engines.lanes.scalar import BOOL, FLOATS, FUNCTIONS, Builder, Number, ScalarProgram
 from xor_study.model.data import CORNERS
 
 Numbers = NDArray[np.int64]
-"""A tensor's entries: the statements that compute them."""
+"""The entries of a tensor: the statements that compute them, in its shape."""
 
 _TYPES = {torch.float32: "float32", torch.float64: "float64", torch.int32: "int32", torch.bool: BOOL}
-_TYPES[torch.int64] = "int32"  # counts of a few corners
+_TYPES[torch.int64] = "int32"  # the only integers of a step are numbers of corners, at most 4
 
 
-def trace(function: Callable[..., Mapping[str, torch.Tensor]], arguments: Mapping[str, torch.Tensor]) -> Program:
+def trace(function: Callable[..., Mapping[str, torch.Tensor]], arguments: Mapping[str, torch.Tensor]) -> ScalarProgram:
     """Return the program of a function from named tensors to named tensors.
 
     Args:
         function: takes the arguments as one dictionary.
-        arguments: examples; only their shapes and types matter. Entry i of the tensor "x" is the input "x.i", and
-            outputs are called likewise.
+        arguments: examples; only their shapes and dtypes matter. Entry i of the tensor "x" becomes the input "x.i";
+            outputs are named in the same way.
 
     Raises:
-        NotCompilable: if it uses a type or an operation that is not known here.
+        NotCompilable: if the function uses a dtype or an operation that is not supported here.
+
+    Example:
+        >>> print(trace(lambda given: {"y": given["x"] * 2}, {"x": torch.ones(1)}))
+        %0 = float32 input x.0
+        %1 = float32 constant 2.0
+        %2 = float32 mul %0, %1  # y.0
     """
+    # Tensors are identified by `id`, so each argument must be an object of its own.
     inputs = {name: tensor.clone() for name, tensor in arguments.items()}
     with _Recorder() as recorder:
         results = function(inputs)
@@ -49,19 +56,19 @@ def trace(function: Callable[..., Mapping[str, torch.Tensor]], arguments: Mappin
     def numbers(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        if id(value) not in known:  # no operation has made it
+        if id(value) not in known:  # not a result of a recorded operation, so it is a constant
             known[id(value)] = writer.constants(value)
         return known[id(value)]
 
-    for made in recorder.needed(results.values()):
-        written = writer.operation(made.target, *tree_map(numbers, (made.arguments, made.keywords)))
-        for tensor, entries in zip(tree_leaves(made.result), tree_leaves(written), strict=True):
+    for call in recorder.needed(results.values()):
+        written = writer.operation(call.target, *tree_map(numbers, (call.arguments, call.keywords)))
+        for tensor, entries in zip(tree_leaves(call.result), tree_leaves(written), strict=True):
             known[id(tensor)] = entries
     return writer.finish({name: numbers(tensor) for name, tensor in results.items()})
 
 
-class _Made(NamedTuple):
-    """An operation that was made."""
+class _Call(NamedTuple):
+    """A call of an operation, with its result."""
 
     target: torch._ops.OpOverload[..., Any]
     arguments: tuple[Any, ...]
@@ -70,30 +77,32 @@ class _Made(NamedTuple):
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes the operations that are made, beneath autograd and the transforms of torch.func; keeps their tensors.
+    """Records the operations that run beneath autograd and the transforms of torch.func.
 
-    One that makes a Python number of a tensor (`item`, `bool`) is refused: it would stand in the program as a constant.
+    It keeps their tensors, so that no `id` is used twice. An operation that returns a Python number (`item`, `bool`) is
+    refused: the number would be a constant of the program, but it depends on the inputs.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.made: list[_Made] = []
+        self.calls: list[_Call] = []
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = target(*args, **(kwargs or {}))
         if not any(isinstance(value, torch.Tensor) for value in tree_leaves(result)):
             raise NotCompilable(f"engine=lanes: can't compile the operation {target}, whose result is no tensor")
-        self.made.append(_Made(target, args, kwargs or {}, result))
+        self.calls.append(_Call(target, args, kwargs or {}, result))
         return result
 
-    def needed(self, results: Iterable[torch.Tensor]) -> list[_Made]:
-        """Return the operations that some results depend on, in the order in which they were made."""
-        wanted, kept = {id(tensor) for tensor in results}, []
-        for made in reversed(self.made):
-            if made.target._schema.is_mutable or any(id(tensor) in wanted for tensor in tree_leaves(made.result)):
-                wanted |= {id(value) for value in tree_leaves((made.arguments, made.keywords))}
-                kept.append(made)
-        return kept[::-1]
+    def needed(self, results: Iterable[torch.Tensor]) -> list[_Call]:
+        """Return the calls that some results depend on, in their order."""
+        wanted, needed = {id(tensor) for tensor in results}, []
+        for call in reversed(self.calls):
+            # A call that writes into its arguments may change what a later one reads through a view.
+            if call.target._schema.is_mutable or any(id(tensor) in wanted for tensor in tree_leaves(call.result)):
+                wanted |= {id(value) for value in tree_leaves((call.arguments, call.keywords))}
+                needed.append(call)
+        return needed[::-1]
 
 
 def _type(dtype: torch.dtype) -> str:
@@ -103,7 +112,12 @@ def _type(dtype: torch.dtype) -> str:
 
 
 class _Writer:
-    """Writes ATen operations as statements."""
+    """Writes ATen operations as statements.
+
+    Attributes:
+        builder: of the program.
+        operations: number of operations so far; tells them apart for `Builder.beside`.
+    """
 
     def __init__(self) -> None:
         self.builder = Builder()
@@ -122,14 +136,14 @@ class _Writer:
     def full(self, shape: tuple[int, ...], value: float, dtype: torch.dtype) -> Numbers:
         return np.full(shape, self.builder.constant(value, _type(dtype)))
 
-    def finish(self, outputs: Mapping[str, Numbers]) -> Program:
+    def finish(self, outputs: Mapping[str, Numbers]) -> ScalarProgram:
         flat = {f"{name}.{i}": int(v) for name, array in outputs.items() for i, v in enumerate(np.ravel(array))}
         return self.builder.finish(flat)
 
     def operation(
         self, target: torch._ops.OpOverload[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> Any:
-        """Return what an operation gives; one that ends in an underscore writes it over its first argument."""
+        """Return the result of an operation; one whose name ends in "_" also writes it into its first argument."""
         name = target.overloadpacket.__name__
         in_place = name.endswith("_") and not name.startswith("_")
         base = name.removesuffix("_") if in_place else name
@@ -145,12 +159,14 @@ class _Writer:
         return result
 
     def elementwise(self, formula: Callable[..., Any], arguments: tuple[Any, ...], keywords: Any) -> Numbers:
+        """Return the result of a formula applied to each entry of its broadcast arguments."""
         tensors = [argument for argument in arguments if isinstance(argument, np.ndarray)]
         shape = np.broadcast_shapes(*(tensor.shape for tensor in tensors))
         wide = [np.broadcast_to(x, shape) if isinstance(x, np.ndarray) else None for x in arguments]
         result = np.empty(shape, np.int64)
         self.operations += 1
         for index in np.ndindex(shape):
+            # The four corners don't depend on each other, so they are best computed side by side.
             side_by_side = len(shape) > 0 and shape[0] == len(CORNERS)
             self.builder.beside((self.operations, index[1:]) if side_by_side else None)
             operands = [
@@ -162,7 +178,7 @@ class _Writer:
         return result
 
     def summed(self, terms: Numbers) -> Number:
-        """Return the sum of some numbers in pairs; of truth values how many are true."""
+        """Return the sum of some numbers, added in pairs; of truth values the number of true ones."""
         values = [_Scalar(self.builder, int(term)) for term in np.ravel(terms)]
         if values[0].kind == BOOL:
             values = [value.convert("int32") for value in values]
@@ -173,18 +189,18 @@ class _Writer:
 
     def sum(self, tensor: Numbers, dims: Any = None, keepdim: bool = False, dtype: Any = None) -> Numbers:
         axes = tuple(dim % tensor.ndim for dim in (range(tensor.ndim) if dims is None else dims))
-        kept = [axis for axis in range(tensor.ndim) if axis not in axes]
-        rows = np.transpose(tensor, [*kept, *axes]).reshape(*(tensor.shape[axis] for axis in kept), -1)
+        others = [axis for axis in range(tensor.ndim) if axis not in axes]
+        rows = np.transpose(tensor, [*others, *axes]).reshape(*(tensor.shape[axis] for axis in others), -1)
         result = np.empty(rows.shape[:-1], np.int64)
         for index in np.ndindex(result.shape):
             result[index] = self.summed(rows[index])
         return np.expand_dims(result, axes) if keepdim else result
 
     def product(self, left: Numbers, right: Numbers, start: Numbers | None = None) -> Numbers:
-        """Return the product of two matrices, added to `start`.
+        """Return the product of two matrices, shapes (m, k) and (k, n), plus `start`.
 
-        A sum over the units is one operation, each of its products rounded (and infinite, if it is too large) before it
-        is added, as torch does: whether a logit becomes infinite or NaN decides how a diverging run goes on.
+        A sum over the hidden units is one "sum": each product is rounded, and may become infinite, before it is added,
+        as in torch. Whether a logit is infinite or NaN then decides the further course of a diverging run.
         """
         result = np.empty((left.shape[0], right.shape[1]), np.int64)
         starts = None if start is None else np.broadcast_to(start, result.shape)
@@ -194,6 +210,7 @@ class _Writer:
             factors = zip(left[row].tolist(), right[:, column].tolist(), strict=True)
             terms = [self.builder.emit("mul", a, b) for a, b in factors]
             first = [] if starts is None else [int(starts[row, column])]
+            # A sum over the four corners is written out: the passes can merge its products.
             if len(terms) > len(CORNERS):
                 result[row, column] = self.builder.emit("sum", *first, *terms)
             else:
@@ -212,7 +229,7 @@ class _Writer:
 
 
 class _Scalar:
-    """One entry of a tensor, for writing formulas as they are read."""
+    """One entry of a tensor, with the operators that formulas are written in."""
 
     def __init__(self, builder: Builder, number: Number) -> None:
         self.builder, self.number = builder, number
@@ -222,7 +239,7 @@ class _Scalar:
         return self.builder.type_of(self.number)
 
     def of(self, value: Any) -> _Scalar:
-        """Return a number as a constant of this scalar's type; a scalar as it is."""
+        """Return a number as a constant of this scalar's type; a scalar is returned unchanged."""
         return value if isinstance(value, _Scalar) else _Scalar(self.builder, self.builder.constant(value, self.kind))
 
     def apply(self, op: str, *operands: Any, kind: str | None = None) -> _Scalar:
@@ -299,7 +316,7 @@ _exp, _expm1, _log1p, _erf = (_function(name) for name in ("exp", "expm1", "log1
 
 
 def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
-    """Return x cut off at both ends; NaN stays."""
+    """Return x limited to [low, high]; NaN stays NaN, since a comparison with it is false."""
     x = x if low is None else (x < low).where(low, x)
     return x if high is None else (x > high).where(high, x)
 
@@ -331,6 +348,7 @@ def _normal(x: _Scalar, approximate: str) -> _Scalar:
     return (_erf(x * math.sqrt(0.5)) + 1) * 0.5
 
 
+# torch.nn.functional.softplus is linear above its threshold, where exp would overflow.
 def _softplus(x: _Scalar, beta: float = 1, threshold: float = 20) -> _Scalar:
     return (x * beta > threshold).where(x, _log1p(_exp(x * beta)) / beta)
 
@@ -364,7 +382,7 @@ def _subtract(x: Any, y: Any, alpha: float = 1) -> Any:
 
 
 _SIXTH = float(np.float32(1) / np.float32(6))
-"""What torch takes for 1/6 in hardsigmoid's gradient, in float64 too."""
+"""The constant of hardsigmoid's gradient in torch, which is float32's 1/6 in float64 too."""
 
 _ELEMENTWISE: dict[str, Callable[..., _Scalar]] = {
     "add": _add,
@@ -414,7 +432,7 @@ _ELEMENTWISE: dict[str, Callable[..., _Scalar]] = {
     "mse_loss": _squared_error,
     "mse_loss_backward": _squared_error_backward,
 }
-"""What each operation does to one entry of each tensor: torch's documented formula, NaN included."""
+"""Elementwise operations by name: torch's documented formulas on one entry of each tensor, NaN included."""
 
 
 def _converted(writer: _Writer, tensor: Numbers, *, dtype: torch.dtype | None = None, **_: Any) -> Numbers:
@@ -424,7 +442,7 @@ def _converted(writer: _Writer, tensor: Numbers, *, dtype: torch.dtype | None = 
 
 
 def _of_one_value(value: float) -> Callable[..., Numbers]:
-    """Return what makes a tensor of one value in the shape and type of another."""
+    """Return an operation that makes a tensor of one value, in the shape and type of another."""
 
     def like(writer: _Writer, tensor: Numbers, **_: Any) -> Numbers:
         kind = writer.builder.type_of(int(tensor.flat[0]))
@@ -470,4 +488,4 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "addmm": lambda writer, start, left, right: writer.product(left, right, start),
     "linalg_vector_norm": _Writer.norm,
 }
-"""What each operation does to whole tensors: (writer, arguments) -> statements."""
+"""Operations on whole tensors by name: (writer, arguments) -> statements."""
