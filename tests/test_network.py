@@ -1,5 +1,6 @@
 """XORNetwork: shapes, dtypes and the arithmetic of the article's network."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from devices import DEVICES
 
 from xor_study import StudyError, XORNetwork
+from xor_study.model.network import plane
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -60,3 +62,31 @@ def test_unknown_activations_are_named() -> None:
         XORNetwork(hidden_activation="tahn")
     with pytest.raises(StudyError, match="unknown output activation relu"):
         XORNetwork(output_activation="relu")
+
+
+def test_both_inputs_may_be_one_tensor() -> None:
+    network = XORNetwork(3)
+    x = torch.rand(5, 2)
+    assert torch.equal(network(x), network(x[:, :1], x[:, 1:]))
+    assert torch.equal(network.logit(x), network(x, return_logit=True))
+    assert network(x[0]).shape == (1,)
+
+
+@pytest.mark.parametrize("shapes", [[(4, 3)], [(4, 1)], [()], [(4, 2), (4, 2)]])
+def test_inputs_of_another_shape_are_refused(shapes: list[tuple[int, ...]]) -> None:
+    given = re.escape(" and ".join(str(shape) for shape in shapes))
+    with pytest.raises(StudyError, match=rf"x1 and x2 must be \(n, 1\) each, or x1 alone \(n, 2\), not {given}$"):
+        XORNetwork()(*(torch.zeros(shape) for shape in shapes))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_plane_has_rows_by_x2_and_columns_by_x1(dtype: torch.dtype) -> None:
+    network = XORNetwork(4, dtype=dtype)
+    logits, predictions = (plane(network, -0.5, 1.5, 5, return_logit=logit) for logit in (True, False))
+    assert logits.shape == predictions.shape == (5, 5)
+    assert logits.dtype == "float64"
+    with torch.no_grad():
+        point = torch.tensor([[1.0, -0.5]], dtype=dtype)
+        expected = network(point, return_logit=True).double().item(), network(point).double().item()
+    assert (logits[0, 3], predictions[0, 3]) == pytest.approx(expected, abs=4 * torch.finfo(dtype).eps)
+    assert logits[0, 3] != logits[3, 0]

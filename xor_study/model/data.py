@@ -15,12 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 from xor_study.errors import StudyError
 
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
-"""The inputs (x1, x2), in the order of all arrays with one entry a corner."""
+"""The inputs (x1, x2), in the order of all arrays with an entry for each corner."""
 
 TARGETS = (False, True, True, False)
-"""Their exclusive or."""
+"""The exclusive or of each corner."""
 
 BATCH_STREAM, INITIAL_STREAM = 1, 2
+"""Which output of a seed's SplitMix64 is the key of its batches, and of its initial draws."""
 
 _GAMMA = 0x9E3779B97F4A7C15
 _FULL = "full"
@@ -29,8 +30,17 @@ Words = NDArray[np.uint64]
 
 
 def splitmix64(key: ArrayLike, index: ArrayLike) -> Words:
-    """Return output `index` (from 1) of SplitMix64 seeded with `key`, elementwise, as 64-bit words."""
-    with np.errstate(over="ignore"):
+    """Return output `index` of SplitMix64 seeded with `key`, elementwise, as 64-bit words.
+
+    Args:
+        key: seeds, of any shape that broadcasts with `index`.
+        index: from 1.
+
+    Example:
+        >>> hex(splitmix64(0, 1))  # as Java's SplittableRandom and Vigna's splitmix64.c give it
+        '0xe220a8397b1dcdaf'
+    """
+    with np.errstate(over="ignore"):  # all arithmetic is modulo 2^64
         z = np.asarray(key, np.uint64) + np.asarray(index, np.uint64) * np.uint64(_GAMMA)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -38,14 +48,14 @@ def splitmix64(key: ArrayLike, index: ArrayLike) -> Words:
 
 
 def batch_words(seeds: ArrayLike, steps: range, batch: int = 32) -> Words:
-    """Return the words that the batches of `steps` (from 1) are made of.
+    """Return the random words that contain the batches of some steps.
 
-    Bit i of the low half of a word is x1 of sample i, bit i of its high half is x2; a batch of n samples takes
-    ceil(n / 32) words and of the last one the lowest bits.
+    Bit i of the low half of a word is x1 of sample i, bit i of its high half is x2. A batch of n samples takes
+    ceil(n / 32) words, and the lowest bits of the last one.
 
     Args:
-        seeds: of shape (runs,).
-        steps: consecutive step numbers.
+        seeds: shape (runs,).
+        steps: consecutive step numbers, from 1.
         batch: samples in a batch.
 
     Returns:
@@ -59,7 +69,10 @@ def batch_words(seeds: ArrayLike, steps: range, batch: int = 32) -> Words:
 
 
 def initial_draws(seeds: ArrayLike, count: int) -> NDArray[np.float64]:
-    """Return `count` uniform draws from (0, 1) for each seed, shape (runs, count): (53 high bits + 1/2) / 2^53."""
+    """Return `count` uniform draws from (0, 1) for each seed, shape (runs, count).
+
+    A draw is (53 high bits of a word + 1/2) / 2^53, so it is never 0 or 1, whose quantiles are infinite.
+    """
     keys = splitmix64(np.asarray(seeds, np.uint64), INITIAL_STREAM)
     words = splitmix64(keys[:, None], np.arange(1, count + 1, dtype=np.uint64))
     return ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
@@ -67,12 +80,22 @@ def initial_draws(seeds: ArrayLike, count: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of many runs, made from their seeds or given.
+    """The batches of many runs, computed from their seeds or given.
 
     Attributes:
         size: samples in a batch.
         seeds: shape (runs,), or None where the batches don't depend on a seed.
-        given: inputs x1 and x2 of all steps, shape (steps, size) each, the same for all runs; None where not given.
+        given: inputs x1 and x2 of all steps, shape (steps, size) each, the same for all runs; or None.
+
+    Example:
+        >>> batches = Batches.of(32, seeds=[0, 1])
+        >>> x1, x2 = batches.inputs(0, range(1, 4))
+        >>> x1.shape
+        (3, 32)
+        >>> batches.counts(np.array([0, 1]), range(1, 4)).sum(-1)
+        array([[32, 32],
+               [32, 32],
+               [32, 32]], dtype=uint64)
     """
 
     size: int
@@ -81,14 +104,23 @@ class Batches:
 
     @classmethod
     def of(cls, batch: int | str, seeds: ArrayLike) -> Batches:
-        """Return the batches of runs with these `seeds`; `batch` is a size, or "full": the four corners once each."""
+        """Return the batches of runs with these seeds.
+
+        Args:
+            batch: samples in a batch, or "full": every batch has each of the four corners once.
+            seeds: shape (runs,).
+        """
         if batch == _FULL:
             return cls(len(CORNERS))
         return cls(int(batch), seeds=np.asarray(seeds, np.uint64))
 
     @classmethod
     def explicit(cls, x1: ArrayLike, x2: ArrayLike) -> Batches:
-        """Return recorded batches: x1 and x2 of shape (steps, samples), each entry 0 or 1.
+        """Return recorded batches.
+
+        Args:
+            x1: the first inputs, shape (steps, samples), each 0 or 1.
+            x2: the second inputs, likewise.
 
         Raises:
             StudyError: if the shapes differ or are empty, or an entry is neither 0 nor 1.
@@ -108,7 +140,12 @@ class Batches:
             raise StudyError(f"batches: {len(self.given[0])} steps are given, {steps} are asked for")
 
     def inputs(self, run: int, steps: range) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Return x1 and x2 of one run's batches at `steps` (from 1), shape (len(steps), size) each."""
+        """Return x1 and x2 of one run's batches, shape (len(steps), size) each.
+
+        Args:
+            run: index of the run.
+            steps: consecutive step numbers, from 1.
+        """
         if self.given is not None:
             x1, x2 = self.given
             return x1[steps.start - 1 : steps.stop - 1], x2[steps.start - 1 : steps.stop - 1]
@@ -122,7 +159,11 @@ class Batches:
         return x1, x2
 
     def counts(self, runs: NDArray[np.intp], steps: range) -> NDArray[np.uint32]:
-        """Return how often each corner stands in the batches of `steps`.
+        """Return the number of samples at each corner in the batches of some steps.
+
+        Args:
+            runs: indices of the runs.
+            steps: consecutive step numbers, from 1.
 
         Returns:
             shape (steps, runs, 4), or (steps, 1, 4) where all runs have the same.

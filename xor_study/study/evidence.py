@@ -17,6 +17,7 @@ from xor_study.analysis import statistics
 from xor_study.analysis.cells import QUARTILES, Study, describe
 from xor_study.engines import train
 from xor_study.model.data import CORNERS, Batches
+from xor_study.model.network import plane
 from xor_study.training.cohorts import DTYPES
 from xor_study.training.outcome import log_spaced, running_mean
 from xor_study.training.spec import KEYS, RunSpec
@@ -136,20 +137,11 @@ def boundaries(seeds: int = 100) -> pd.DataFrame:
     result = train([RunSpec(loss="axon_0_7_0", seed=seed) for seed in range(seeds)])
     rows = []
     for run in range(seeds):
-        predictions = picture(result.network(run), 0.0, 1.0)
+        predictions = plane(result.network(run), 0.0, 1.0, SIDE)
         corners = predictions[[0, 0, -1, -1], [0, -1, 0, -1]]  # by x2, x1
         right = bool(((corners > 0.5) == np.array([False, True, True, False])).all())
         rows.append({"seed": run, "corners_right": right, "share_true": float((predictions > 0.5).mean())})
     return pd.DataFrame(rows)
-
-
-def picture(network: torch.nn.Module, low: float, high: float) -> np.ndarray:
-    """Return a network's predictions on 50 x 50 points of a square, a row for each x2, a column for each x1."""
-    line = torch.linspace(low, high, SIDE)
-    x2, x1 = (axis.reshape(-1, 1) for axis in torch.meshgrid(line, line, indexing="ij"))
-    with torch.no_grad():
-        values: torch.Tensor = network(x1, x2)
-    return values.reshape(SIDE, SIDE).double().numpy()
 
 
 def panels(study: Study) -> pd.DataFrame:
@@ -171,7 +163,7 @@ def panels(study: Study) -> pd.DataFrame:
             "outcome": wanted,
         }
         columns |= {"x1": np.tile(line, SIDE), "x2": np.repeat(line, SIDE)}
-        tables.append(pd.DataFrame(columns | {"prediction": picture(result.network(0), low, high).reshape(-1)}))
+        tables.append(pd.DataFrame(columns | {"prediction": plane(result.network(0), low, high, SIDE).reshape(-1)}))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -18,6 +17,7 @@ from xor_study.errors import StudyError, one_line
 from xor_study.files import write_atomically, write_table
 from xor_study.model.data import CORNERS
 from xor_study.model.losses import LOSSES
+from xor_study.model.network import plane
 from xor_study.sweeps import records, terminal
 from xor_study.sweeps.chunks import chunked, estimate
 from xor_study.sweeps.plan import Plan
@@ -48,7 +48,8 @@ def run_one(
     records.write_weights(folder, result)
     figures.save(figures.loss_curve(result.history, title), folder / "loss")
     decides = LOSSES[run["loss"]]
-    predictions = plane(result, return_logit=decides.decided_by == "logit")
+    by_logit = decides.decided_by == "logit"
+    predictions = plane(result.network(0), -MARGIN, 1 + MARGIN, GRID, return_logit=by_logit)
     boundary = figures.decision_boundary(predictions, (-MARGIN, 1 + MARGIN), decides.threshold, title)
     figures.save(boundary, folder / "boundary")
     # The table last: where it is, everything else is.
@@ -174,13 +175,3 @@ def corner_predictions(result: Result) -> list[float]:
     x1, x2 = torch.tensor(CORNERS).to(network.output.bias).T[..., None]
     with torch.no_grad():
         return [float(value) for value in network(x1, x2)[:, 0]]
-
-
-def plane(result: Result, *, return_logit: bool) -> np.ndarray:
-    """Return a single run's predictions, or logits, over the plane around the corners: rows by x2, columns by x1."""
-    network = result.network(0)
-    line = torch.linspace(-MARGIN, 1 + MARGIN, GRID).to(network.output.bias)
-    x2, x1 = (axis.reshape(-1, 1) for axis in torch.meshgrid(line, line, indexing="ij"))
-    with torch.no_grad():
-        values: torch.Tensor = network(x1, x2, return_logit=return_logit)
-    return values.reshape(GRID, GRID).double().numpy()
