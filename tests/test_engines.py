@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import re
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -10,8 +13,9 @@ import pytest
 import torch
 from devices import NEEDS_CUDA
 
-from xor_study import Progress, Result, RunSpec, StudyError, train
+from xor_study import Progress, Result, RunSpec, StudyError, engines, train
 from xor_study.engines import ENGINES, FallbackWarning, vmap
+from xor_study.engines.results import Blocks, span
 from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.model.data import Batches
 from xor_study.model.losses import LOSSES
@@ -280,6 +284,7 @@ def test_progress_is_told_until_the_end() -> None:
         ({"snapshots": [0]}, r"snapshots: step 0: must be in \[1, 10000\]"),
         ({"engine": "fast"}, r"engine=fast: unknown \(known: auto, plain, vmap, lanes\)"),
         ({"engine": "lanes", "device": "meta"}, "device=meta: must be cpu, cuda or cuda:N"),
+        ({"engine": "lanes", "device": "cuda:0"}, "engine=lanes device=cuda:0: it runs on the CPU only"),
         ({"threads": 0}, r"threads=0: must be a whole number in \[1, 1024\]"),
         ({"threads": 2, "engine": "vmap"}, "threads=2 engine=vmap: it has one thread; only lanes has several"),
         ({"device": "tpu"}, "device=tpu: must be cpu, cuda or cuda:N"),
@@ -313,3 +318,71 @@ def test_auto_is_lanes_and_falls_back_to_vmap_saying_so_once() -> None:
 def test_explicit_batches_are_counted() -> None:
     batches = Batches.explicit([[0, 1, 1, 1, 0]], [[0, 0, 1, 0, 0]])
     assert batches.counts(np.arange(1), range(1, 2)).tolist() == [[[2, 0, 2, 1]]]
+
+
+def test_blocks_are_put_into_the_order_of_the_table() -> None:
+    rows = [np.array([4, 0]), np.array([1, 2]), np.array([3])]
+    steps = [np.array([1, 2, 5]), np.array([1, 2]), np.array([2, 5])]
+    blocks = [np.arange(6.0).reshape(2, 3), np.ones((2, 2), np.float32), np.full((1, 2), np.nan)]
+    table = Blocks(6, steps, [block.dtype for block in blocks])
+    for block in zip(rows, steps, blocks, strict=True):
+        table.put(*block)
+    nan = np.nan
+    expected = [[3, 4, 5], [1, 1, nan], [1, 1, nan], [nan, nan, nan], [0, 1, 2], [nan, nan, nan]]
+    assert np.array_equal(table.values, expected, equal_nan=True)
+    assert table.columns.tolist() == [1, 2, 5]
+    assert table.values.dtype == np.float64
+    assert Blocks(2, [], []).values.shape == (2, 0)
+
+
+def test_only_positions_without_a_gap_are_a_slice() -> None:
+    assert span(np.array([3, 4, 5])) == slice(3, 6)
+    for positions in ([], [3, 5], [5, 4, 3], [0, 2, 1, 3], [1, 1, 3]):
+        assert isinstance(span(np.array(positions, np.intp)), np.ndarray)
+
+
+def test_a_result_shows_its_outcomes() -> None:
+    """In one line, and as a table in which seeds are counted together."""
+    specs = [RunSpec(lr=lr, seed=seed, epochs=1, iterations=100) for lr in (1.0, 0.001) for seed in range(2)]
+    specs.append(RunSpec(loss="binary_cross_entropy_naive", lr=1000.0, epochs=1, iterations=100))
+    result = train(specs, engine="vmap")
+    assert repr(result) == "<Result of 5 runs: 2 solved, 2 unsolved, 1 nonfinite; engine vmap>"
+    cells = [int(text) for text in re.findall(r"<td>(\d+)</td>", result._repr_html_())]
+    assert np.reshape(cells, (3, 5)).tolist() == [[2, 2, 0, 0, 0], [2, 0, 2, 0, 0], [1, 0, 0, 0, 1]]
+    assert repr(train(specs[0], engine="vmap")) == "<Result of 1 run: 1 solved; engine vmap>"
+    assert ">all<" in train(specs[:2], engine="vmap")._repr_html_()
+    many = train(pd.DataFrame({"lr": np.linspace(0.1, 0.2, 25), "epochs": 1, "iterations": 1}), engine="vmap")
+    assert "and 5 more settings" in many._repr_html_()
+
+
+def test_progress_is_shown_in_one_line() -> None:
+    progress = Progress(1000, 20000)
+    assert repr(progress) == "<Progress: 0 of 1,000 runs, 0 of 20,000 steps>"
+    progress.finished(pd.DataFrame({"outcome": ["solved", "nonfinite", "solved"]}))
+    assert repr(progress) == "<Progress: 3 of 1,000 runs, 0 of 20,000 steps; 2 solved, 1 nonfinite>"
+
+
+def test_names_are_checked_without_torch() -> None:
+    check = "from xor_study.engines import AUTO, check_engine; check_engine(AUTO, 'cuda:1', 3); import sys"
+    script = f"{check}; assert not {{'torch', 'pandas', 'numpy', 'llvmlite'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_an_engine_is_loaded_when_it_trains() -> None:
+    script = """
+import sys
+from xor_study import RunSpec, train
+loaded = lambda: {"llvmlite", "xor_study.engines.lanes", "xor_study.engines.vmap"} & set(sys.modules)
+assert not loaded(), loaded()
+train(RunSpec(epochs=1, iterations=1), engine="plain")
+assert not loaded(), loaded()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_public_names_are_found_by_completion() -> None:
+    assert set(engines.__all__) <= set(dir(engines))
+    for name in engines.__all__:
+        assert getattr(engines, name) is not None
+    with pytest.raises(AttributeError, match=r"module 'xor_study.engines' has no attribute 'trian'"):
+        engines.trian  # noqa: B018

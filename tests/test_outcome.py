@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from xor_study import RunSpec, train
+from xor_study.engines import ENGINES
 from xor_study.training.cohorts import cohorts
-from xor_study.training.outcome import log_spaced, threshold_losses
+from xor_study.training.outcome import accumulate, log_spaced, measures, start_of_accumulation, threshold_losses
+from xor_study.training.step import Observation
 from xor_study.training.table import table_of
 
 SPECS = [
@@ -20,12 +22,12 @@ SPECS = [
 ]
 
 
-@pytest.mark.parametrize("engine", ["plain", "vmap"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_measures_are_those_of_the_history(engine: str) -> None:
     result = train(SPECS, engine=engine, every_step=True)
     assert result.history is not None
-    for place, (run_id, history) in enumerate(result.history.groupby("run_id", sort=False)):
-        run = result.runs.iloc[place]
+    for row, (run_id, history) in enumerate(result.history.groupby("run_id", sort=False)):
+        run = result.runs.iloc[row]
         assert run["run_id"] == run_id
         loss = history["loss"].to_numpy()
         assert run["initial_loss"] == loss[0]
@@ -45,13 +47,13 @@ def test_measures_are_those_of_the_history(engine: str) -> None:
         else:
             assert pd.isna(run["solved_step"])
         means = history["loss"].to_numpy().reshape(3, 70).mean(1)
-        np.testing.assert_allclose(result.epoch_losses.iloc[place], means, rtol=1e-12)
-        recorded = result.losses.iloc[place]
+        np.testing.assert_allclose(result.epoch_losses.iloc[row], means, rtol=1e-12)
+        recorded = result.losses.iloc[row]
         assert list(recorded.index) == log_spaced(210).tolist()
         np.testing.assert_array_equal(recorded, loss[recorded.index.to_numpy() - 1])
 
 
-@pytest.mark.parametrize("engine", ["plain", "vmap"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_every_outcome_can_happen(engine: str) -> None:
     assert list(train(SPECS, engine=engine).runs["outcome"]) == ["solved", "unsolved", "nonfinite", "diverged"]
 
@@ -59,8 +61,8 @@ def test_every_outcome_can_happen(engine: str) -> None:
 def test_accuracy_is_that_of_the_final_network() -> None:
     result = train(SPECS)
     x1, x2 = torch.tensor([[0.0, 0, 1, 1], [0, 1, 0, 1]])[..., None]
-    for place, accuracy in enumerate(result.runs["accuracy"]):
-        prediction = result.network(place)(x1, x2)[:, 0]
+    for row, accuracy in enumerate(result.runs["accuracy"]):
+        prediction = result.network(row)(x1, x2)[:, 0]
         target = torch.tensor([False, True, True, False])
         right = torch.where(target, prediction > 0.5, prediction < 0.5)
         assert accuracy == right.double().mean().item()
@@ -78,7 +80,7 @@ def weights(hidden: list[list[float]], hidden_bias: list[float], output: list[fl
 SOLUTION = weights([[10.0, 10.0], [10.0, 10.0]], [-5.0, -15.0], [5.0, -5.0], -5.0)
 
 
-@pytest.mark.parametrize("engine", ["plain", "vmap"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_network_that_is_right_from_the_start_is_solved_at_step_1(engine: str) -> None:
     (run,) = train(RunSpec(hidden=2, lr=0.0, epochs=1, iterations=5), engine=engine, initial=SOLUTION).runs.to_dict(
         "records"
@@ -86,7 +88,7 @@ def test_a_network_that_is_right_from_the_start_is_solved_at_step_1(engine: str)
     assert (run["outcome"], run["solved_step"], run["accuracy"]) == ("solved", 1, 1.0)
 
 
-@pytest.mark.parametrize("engine", ["plain", "vmap"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_network_solved_by_its_last_update_is_solved_one_step_later(engine: str) -> None:
     """Step T + 1 is the state after the last update: here one update moves the output bias from the wrong side."""
     initial = SOLUTION | {"output.bias": torch.tensor([0.5])}  # 00 and 11 are wrong, by half a unit of the logit
@@ -96,7 +98,7 @@ def test_a_network_solved_by_its_last_update_is_solved_one_step_later(engine: st
     assert (run["outcome"], run["solved_step"]) == ("solved", 2)
 
 
-@pytest.mark.parametrize("engine", ["plain", "vmap"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_an_infinity_that_passes_is_not_forgotten(engine: str) -> None:
     """The loss overflows at step 1, where a corner is drawn whose error is 1e20, and never again."""
     initial = weights([[1e10, 1e10]], [0.0], [1e10], 0.0)
@@ -130,3 +132,26 @@ def test_log_spaced_steps_are_the_same_for_every_length() -> None:
     assert set(log_spaced(500)) <= set(log_spaced(10000))
     assert len(log_spaced(10000)) == 38
     assert log_spaced(1).tolist() == [1]
+
+
+def test_measures_ignore_nan_but_keep_infinity() -> None:
+    """Three networks at three steps: sound, with a NaN, and with nothing but NaN."""
+    losses = torch.tensor([[1.0, 2.0, math.nan], [3.0, math.nan, math.nan], [2.0, math.inf, math.nan]])
+    right = torch.tensor([[3, 4, 4], [4, 3, 4], [4, 4, 4]])
+    so_far = start_of_accumulation(torch.float32, (3,))
+    for number, (loss, corners) in enumerate(zip(losses, right, strict=True), 1):
+        observed = Observation(loss, loss, loss, loss, loss, corners, corners)
+        so_far = accumulate(so_far, observed, torch.tensor(number, dtype=torch.int32))
+    assert so_far["least_loss"].tolist() == [1, 2, math.inf]
+    assert so_far["largest_loss"].tolist() == so_far["largest_logit"].tolist() == [3, math.inf, -math.inf]
+    assert so_far["first_nonfinite"].tolist() == [0, 2, 1]
+    assert so_far["last_wrong"].tolist() == [1, 2, 0]
+    assert so_far["loss_sum"][0] == 6
+    (cohort,) = cohorts(table_of([RunSpec(seed=seed, epochs=1, iterations=3) for seed in range(3)]))
+    ends = {"initial_loss": losses[0].numpy(), "final_loss": losses[2].numpy(), "tail_loss": losses[2].numpy()}
+    arrays = {name: values.numpy() for name, values in so_far.items()}
+    table = measures(cohort, np.arange(3), arrays, **ends, corners_right=np.array([4, 4, 4]))
+    assert list(table["outcome"]) == ["solved", "nonfinite", "nonfinite"]
+    assert table["min_loss"].tolist()[:2] == [1, 2]
+    assert table["max_grad_norm"].tolist()[:2] == [3, math.inf]
+    assert table.loc[2, ["min_loss", "max_loss", "max_abs_logit", "max_grad_norm"]].isna().all()

@@ -44,7 +44,7 @@ from xor_study.study import claims, mechanism, monitors, report
 from xor_study.study import evidence as probes
 from xor_study.sweeps import plan, records, terminal
 from xor_study.sweeps.provenance import provenance
-from xor_study.training.cohorts import places
+from xor_study.training.cohorts import cohort_rows
 from xor_study.training.outcome import OUTCOMES, Detail
 from xor_study.training.spec import HALF, KEYS, RunSpec
 
@@ -153,7 +153,7 @@ def trained(quick: bool, each: Each = map) -> tuple[pd.DataFrame, pd.DataFrame]:
         table = table[table["seed"] < cells["seed"].transform("size") // 10].reset_index(drop=True)
     steps = (table["epochs"] * table["iterations"]).to_numpy()
     # Half precisions first: no machine code is made for them, so they take longest.
-    members = sorted(places(table), key=lambda rows: table["dtype"].iloc[rows[0]] not in HALF)
+    members = sorted(cohort_rows(table), key=lambda rows: table["dtype"].iloc[rows[0]] not in HALF)
     progress, found = Progress(len(table), int(steps.sum())), []
     with terminal.progress_bar(len(table)) as follow, warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)  # the half precisions of study=precision, as expected

@@ -1,4 +1,4 @@
-"""Torch's own threads, of which networks this small have no use."""
+"""Torch's intra-operation threads, which do not pay for networks this small."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: bits would depend on how many there are, and they wait for each other at every step."""
+    """Limit torch to one thread: bits would depend on their number, and synchronizing at every step costs time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,8 +1,8 @@
-"""The vmap engine: `training.step` over many networks at once, on any device.
+"""The vmap engine: `training.step` mapped over many networks at once, on any device.
 
 Networks are trained in blocks of one fixed size, the last one filled up with copies, so that every tensor has the same
-shape whatever else is trained: a run's bits don't depend on its neighbours or on its place among them. The step is
-traced once (`torch.fx`) and then replayed, which spares `torch.func`'s interpretation of every operation.
+shape for any number of runs: a run's bits depend neither on its neighbours nor on its position among them. The step is
+traced once (`torch.fx`) and then replayed, which avoids the cost of `torch.func`'s transforms at every operation.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from xor_study.training.outcome import CHUNK, Detail, Recorder, Trained
 from xor_study.training.step import Observation, step
 
 BLOCK = 512
+"""Networks in a block."""
 
 
 def train(cohorts: Iterable[Cohort], detail: Detail, progress: Callable[[int], None]) -> Iterator[Trained]:
-    """Yield what came of the runs, a block at a time.
+    """Train runs and yield them, a block at a time.
 
     Args:
-        cohorts: runs that share a program each.
-        detail: what is kept beyond the usual.
-        progress: is told how many network-steps have been made since it was last called.
+        cohorts: of the runs.
+        detail: what to keep in addition to measures and recorded losses.
+        progress: called with the number of steps made since the last call, summed over networks.
     """
     for cohort in cohorts:
         yield from _train_cohort(cohort, detail, progress)
@@ -38,7 +39,7 @@ def train(cohorts: Iterable[Cohort], detail: Detail, progress: Callable[[int], N
 def _train_cohort(cohort: Cohort, detail: Detail, progress: Callable[[int], None]) -> Iterator[Trained]:
     runs, compiled = len(cohort.rows), None
     for start in range(0, runs, BLOCK):
-        members = np.minimum(np.arange(start, start + BLOCK), runs - 1)
+        members = np.minimum(np.arange(start, start + BLOCK), runs - 1)  # the last run fills the block up
         real = min(BLOCK, runs - start)
         with one_thread(), torch.no_grad():
             block = _Block(cohort, members)
@@ -49,8 +50,8 @@ def _train_cohort(cohort: Cohort, detail: Detail, progress: Callable[[int], None
                 recorder.add(steps, block.run(compiled, steps, recorder))
                 progress(len(steps) * real)
             logits = torch.vmap(cohort.program.logit)(cohort.program.named(block.parameters))
-            recorded = recorder.finish(cohort.program.corners_right(logits))
-        yield Trained(cohort, members[:real], recorded.first(real), block.parameters[:real])
+            trained = recorder.finish(block.parameters, cohort.program.corners_right(logits), real)
+        yield trained
 
 
 class _Block:
@@ -60,13 +61,12 @@ class _Block:
         self.cohort, self.members = cohort, members
         self.parameters = cohort.initial(members)
         constants = cohort.program.constants["optimizer"]
-        own = {name: self._tensor(values[members]) for name, values in cohort.numbers["optimizer"].items()}
-        columns = {name: values[:, None] for name, values in own.items()}
-        self.state = cohort.program.optimizer.init(self.parameters, **constants, **columns)
         self.numbers = {
             group: {name: self._tensor(values[members]) for name, values in numbers.items()}
             for group, numbers in cohort.numbers.items()
         }
+        columns = {name: values[:, None] for name, values in self.numbers["optimizer"].items()}  # (networks, 1)
+        self.state = cohort.program.optimizer.init(self.parameters, **constants, **columns)
         schedule = cohort.program.optimizer.schedule(cohort.steps, **constants)
         self.schedule = {name: self._tensor(values) for name, values in schedule.items()}
 
@@ -86,19 +86,20 @@ class _Block:
 
         now = {name: values[0] for name, values in self.schedule.items()}
         arguments = (self.parameters, self.state, self._counts(range(1, 2))[0], now, self.numbers)
+        # The graph is for tensors of one shape, so it serves all blocks of the cohort and no other.
         graph = make_fx(torch.vmap(one, in_dims=(0, 0, 0, None, 0)))(*arguments)
         graph.graph.eliminate_dead_code()
         graph.recompile()
         return graph
 
     def run(self, compiled: Callable[..., Any], steps: range, recorder: Recorder) -> Observation:
-        """Make some steps and return what is noted of them, tensors of shape (steps, networks)."""
-        noted = []
+        """Make some steps and return their observations, tensors of shape (steps, networks)."""
+        observations = []
         for index, counts in enumerate(self._counts(steps), start=steps.start - 1):
             now = {name: values[index] for name, values in self.schedule.items()}
             self.parameters, self.state, observation, internals = compiled(
                 self.parameters, self.state, counts, now, self.numbers
             )
             recorder.add_snapshot(index + 1, self.parameters, internals)
-            noted.append(observation)
-        return Observation(*(torch.stack(column) for column in zip(*noted, strict=True)))
+            observations.append(observation)
+        return Observation(*(torch.stack(column) for column in zip(*observations, strict=True)))

@@ -136,7 +136,7 @@ def find(spec: RunSpec, settings: Settings) -> Found:
         raise StudyError(f"{given}: {steps} steps; the autopsy keeps every step, of at most {MOST_STEPS}")
     table = table_of([spec])
     (cohort,) = cohorts(table)
-    return Found(spec, trained(table, settings, Detail(every_step=True)), cohort, Training(cohort, 0).own)
+    return Found(spec, trained(table, settings, Detail(every_step=True)), cohort, Training(cohort, 0).hyperparameters)
 
 
 @dataclass

@@ -17,9 +17,9 @@ from scipy.stats import mannwhitneyu
 from xor_study.analysis import axon
 from xor_study.analysis.cells import QUARTILES, Study
 from xor_study.analysis.statistics import wilson
-from xor_study.engines import ENGINES
+from xor_study.engines.training import train_function
 from xor_study.model.data import CORNERS
-from xor_study.training.cohorts import cohorts, places
+from xor_study.training.cohorts import cohort_rows, cohorts
 from xor_study.training.outcome import Detail
 from xor_study.training.spec import HALF, KEYS
 from xor_study.training.table import table_of
@@ -95,7 +95,8 @@ def alarms(
     watched = pd.concat(chosen)
     table = table_of(watched[list(KEYS)])
     onsets = watched["first_nonfinite_step"].fillna(0).to_numpy(np.int64)
-    members = sorted(places(table), key=lambda rows: table["dtype"].iloc[rows[0]] not in HALF)  # those take longest
+    # Runs of half precision take longest, so they come first.
+    members = sorted(cohort_rows(table), key=lambda rows: table["dtype"].iloc[rows[0]] not in HALF)
     found = each(_watched, (table.iloc[rows] for rows in members), (onsets[rows] for rows in members))
     tables = [part.assign(row=rows[part["row"]]) for part, rows in zip(found, members, strict=True)]
     result = pd.concat(tables).sort_values("row", kind="stable")
@@ -106,12 +107,12 @@ def alarms(
 def _watched(table: pd.DataFrame, onsets: NDArray[np.int64]) -> pd.DataFrame:
     """Train runs that share a program and return what the monitors saw; `row` is a run's place in the table."""
     (cohort,) = cohorts(table.reset_index(drop=True))
-    train = ENGINES["vmap" if table["dtype"].iloc[0] in HALF else "lanes"]
+    train = train_function("vmap" if table["dtype"].iloc[0] in HALF else "lanes")
     tables = []
     for part in train([cohort], Detail(every_step=True), lambda steps: None):
         rows = np.arange(len(table))[part.members]
-        assert part.recorded.history is not None
-        history = {name: np.ascontiguousarray(values.T) for name, values in part.recorded.history.items()}
+        assert part.history is not None
+        history = {name: np.ascontiguousarray(values.T) for name, values in part.history.items()}
         for name, monitor in MONITORS.items():
             risen = _risen(monitor(history), onsets[rows])
             tables.append(risen.assign(row=rows, monitor=name))

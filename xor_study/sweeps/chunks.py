@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from xor_study.engines import AUTO, check_device, lanes
-from xor_study.training.cohorts import cohorts, places
+from xor_study.training.cohorts import cohort_rows, cohorts
 from xor_study.training.outcome import log_spaced
 from xor_study.training.spec import FIELDS
 from xor_study.training.table import distinct_rows
@@ -82,7 +82,7 @@ def chunked(
         device: that they train on.
         shards: at least how many chunks an engine's runs make, that each job has one.
     """
-    kinds = list(places(table))
+    kinds = list(cohort_rows(table))
     reasons = _refused(table, kinds, device) if engine == AUTO else {}
     # A cohort is never divided between engines, so that what can't be compiled is known before anything trains.
     chosen = [("vmap" if at in reasons else "lanes") if engine == AUTO else engine for at in range(len(kinds))]

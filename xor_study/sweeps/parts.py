@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pandas as pd
 from filelock import BaseFileLock, FileLock, Timeout
 from numpy.typing import NDArray
 
-from xor_study.engines.results import Measured
+from xor_study.engines.results import Blocks, Measured, span
 from xor_study.errors import StudyError
 from xor_study.files import sweep_up, write_atomically
 from xor_study.sweeps.chunks import Chunk
@@ -286,29 +286,27 @@ class Parts:
             StudyError: if runs are missing.
         """
         known = {name: self._known[name] for name in sorted(self._known) if self._known[name].outcomes.size}
-        steps = _union(summary.steps for summary in known.values())
-        runs, epochs = len(self.run_ids), max((summary.epochs for summary in known.values()), default=0)
-        kind = np.result_type(*(summary.kind for summary in known.values())) if known else np.dtype(np.float32)
-        losses, epoch_losses = np.full((runs, len(steps)), np.nan, kind), np.full((runs, epochs), np.nan)
+        summaries, runs = known.values(), len(self.run_ids)
+        losses = Blocks(runs, (summary.steps for summary in summaries), (summary.kind for summary in summaries))
+        numbers = {name: np.arange(1, summary.epochs + 1) for name, summary in known.items()}
+        epoch_losses = Blocks(runs, numbers.values(), [np.dtype(np.float64)])
         rows, maker = np.zeros(runs, ROW), np.full(runs, -1)
         makers: dict[str, int] = {}
         for name, summary in known.items():
             fresh = (summary.places >= 0) & (maker[np.maximum(summary.places, 0)] < 0)
-            part, to = self._again(name), _span(summary.places[fresh])
-            whole = slice(None) if fresh.all() else fresh
+            part, at = self._again(name), summary.places[fresh]
+            whole, to = slice(None) if fresh.all() else fresh, span(at)
             rows[to] = part.rows[whole]
-            if len(part.steps) == len(steps):
-                losses[to] = part.losses[whole]
-            else:
-                losses[np.ix_(summary.places[fresh], np.searchsorted(steps, part.steps))] = part.losses[whole]
-            epoch_losses[to, : part.epoch_losses.shape[1]] = part.epoch_losses[whole]
+            losses.put(at, part.steps, part.losses[whole])
+            epoch_losses.put(at, numbers[name], part.epoch_losses[whole])
             told = [json.dumps({"engine": engine, **part.made}) for engine in part.engines]
             codes = np.array([makers.setdefault(text, len(makers)) for text in told])
             maker[to] = codes[part.rows["engine"][whole]]
         missing = int((maker < 0).sum())
         if missing:
             raise StudyError(f"{self.folder}: {missing} of {runs} runs are missing")
-        return Merged(_columns(rows, maker, [json.loads(text) for text in makers]), steps, losses, epoch_losses)
+        columns = _columns(rows, maker, [json.loads(text) for text in makers])
+        return Merged(columns, losses.columns, losses.values, epoch_losses.values)
 
     def _again(self, name: str) -> Part:
         try:
@@ -319,17 +317,6 @@ class Parts:
 
 def _name(data: bytes | memoryview) -> str:
     return f"{hashlib.sha256(data).hexdigest()[:32]}.npz"
-
-
-def _union(numbers: Iterator[NDArray[np.int64]]) -> NDArray[np.int64]:
-    distinct = {steps.tobytes(): steps for steps in numbers}
-    return np.unique(np.concatenate([np.zeros(0, np.int64), *distinct.values()]))
-
-
-def _span(places: NDArray[np.intp]) -> NDArray[np.intp] | slice:
-    """Return places that follow each other as a slice, which is read and written three times as fast."""
-    alike = len(places) > 0 and places[-1] - places[0] == len(places) - 1 and (np.diff(places) == 1).all()
-    return slice(int(places[0]), int(places[-1]) + 1) if alike else places
 
 
 def _columns(rows: NDArray[np.void], maker: NDArray[np.intp], makers: list[dict[str, str | None]]) -> pd.DataFrame:

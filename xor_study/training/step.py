@@ -1,7 +1,8 @@
-"""What training is: one update of one network, and what is noted of it.
+"""One training step of one network: the update, and what is observed before it.
 
-`step` is the only definition of an update; `vmap` runs it over thousands of networks at once. It works on the four
-corners instead of the batch: the mean over a batch of random bits is a sum over the corners, weighted by their counts.
+`step` is the only definition of an update. The vmap engine maps it over many networks, the lanes engine compiles it. It
+works on the four corners instead of the batch: the mean over a batch of random bits is a sum over the corners, weighted
+by their counts.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from xor_study.model.optimizers import Clipping, Number, Optimizer, Schedule, St
 
 
 class Observation(NamedTuple):
-    """What is noted of one step of one network, each a tensor of no dimension.
+    """What is observed at one step of one network, each a tensor of no dimension.
 
-    All but `max_abs_parameter` are taken before the update. NaN in what a maximum is taken of makes it NaN.
+    All but `max_abs_parameter` describe the state before the update. A maximum over values with a NaN is NaN.
 
     Attributes:
         loss: mean over the batch.
@@ -32,8 +33,8 @@ class Observation(NamedTuple):
         max_abs_grad: largest absolute entry of that gradient.
         max_abs_parameter: largest absolute parameter after the update.
         max_abs_logit: largest absolute logit of the four corners.
-        corners_right: how many of the four corners are on the right side.
-        saturated: how many of the four corners have a logit beyond `SATURATED`.
+        corners_right: number of the four corners that are on the right side.
+        saturated: number of the four corners whose logit is beyond `SATURATED`.
     """
 
     loss: Tensor
@@ -46,19 +47,19 @@ class Observation(NamedTuple):
 
 
 SATURATED = math.log(999)
-"""The size of a logit whose sigmoid is within 0.1 % of 0 or 1."""
+"""The absolute value of a logit from which on its sigmoid is within 0.1 % of 0 or 1."""
 
 
 def saturated(logit: Tensor) -> Tensor:
-    """Return how many corners are saturated, of their logits (..., 4)."""
+    """Return the number of saturated corners, shape (...), for their logits, shape (..., 4)."""
     return (torch.abs(logit) > SATURATED).sum(-1)
 
 
 class Internals(NamedTuple):
-    """What a step computes on its way and is kept only where a snapshot is asked for.
+    """Intermediate values of a step, which are kept only for snapshots.
 
     Attributes:
-        gradient: of all parameters, before clipping, shape (width,).
+        gradient: of the loss by all parameters, before clipping, shape (width,).
         logits: of the four corners before the update, shape (4,).
     """
 
@@ -68,13 +69,16 @@ class Internals(NamedTuple):
 
 @dataclass(frozen=True)
 class Program:
-    """What runs must share to be trained together: everything that is not a number of theirs.
+    """Static configuration of runs that train together; what differs between them is in `Cohort.numbers`.
 
     Attributes:
-        network: on the device and of the dtype the runs have; only its shape matters.
+        network: of the runs' device and dtype; the values of its parameters are not used.
         loss, optimizer, clip: entries of the catalogues.
-        constants: parameters of "loss", "optimizer" and "clip" that are the same in all runs, by group and name.
+        constants: hyperparameters of "loss", "optimizer" and "clip" with one value for all runs, by group and name.
         batch: samples in a batch.
+        x1, x2: inputs of the four corners, shape (4, 1) each.
+        is_true: exclusive or of the corners, shape (4,), bool.
+        target: the same as the numbers that the loss uses, shape (4,).
     """
 
     network: XORNetwork
@@ -89,22 +93,23 @@ class Program:
         corners = torch.tensor(CORNERS, dtype=example.dtype, device=example.device)
         is_true = torch.tensor(TARGETS, device=example.device)
         low, high = self.loss.targets
-        held = {"x1": corners[:, :1], "x2": corners[:, 1:], "is_true": is_true}
-        for name, value in (held | {"target": torch.where(is_true, high, low).to(example.dtype)}).items():
-            object.__setattr__(self, name, value)
+        target = torch.where(is_true, high, low).to(example.dtype)
+        tensors = {"x1": corners[:, :1], "x2": corners[:, 1:], "is_true": is_true, "target": target}
+        for name, value in tensors.items():
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
-    x1: Tensor = field(init=False)  # (4, 1), of the corners
-    x2: Tensor = field(init=False)  # (4, 1)
-    is_true: Tensor = field(init=False)  # (4,)
-    target: Tensor = field(init=False)  # (4,), as the loss codes it
+    x1: Tensor = field(init=False)
+    x2: Tensor = field(init=False)
+    is_true: Tensor = field(init=False)
+    target: Tensor = field(init=False)
 
     @property
     def width(self) -> int:
-        """Number of parameters of the network."""
+        """Number of the network's parameters."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
-        """Return a vector of all parameters (..., width) as the network's named parameters (..., *shape)."""
+        """Split a vector of all parameters, shape (..., width), into the network's parameters, shape (..., *shape)."""
         parameters = dict(self.network.named_parameters())
         parts = torch.split(flat, [parameter.numel() for parameter in parameters.values()], -1)
         return {
@@ -113,12 +118,12 @@ class Program:
         }
 
     def logit(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Return the logits of the four corners, shape (4,)."""
+        """Return the logits of the four corners, shape (4,), for one network's named parameters."""
         logit: Tensor = functional_call(self.network, dict(parameters), (self.x1, self.x2), {"return_logit": True})
         return logit[:, 0]
 
     def corners_right(self, logit: Tensor) -> Tensor:
-        """Return how many corners are on the right side, of their logits (..., 4)."""
+        """Return the number of corners on the right side, shape (...), for their logits, shape (..., 4)."""
         prediction = self.network.output_activation(logit)
         return self.loss.is_right(logit, prediction, self.is_true).sum(-1)
 
@@ -134,15 +139,15 @@ def step(
     """Make one update of one network.
 
     Args:
-        program: what is the same for all networks.
-        parameters: all of the network's, a vector.
-        state: the optimizer's vectors, of the same length.
-        counts: how often each corner stands in the batch, shape (4,), of the parameters' dtype.
-        schedule: the optimizer's values of this step.
-        numbers: the parameters that differ between networks (the rate among them), by group and name.
+        program: the configuration that all networks share.
+        parameters: all parameters of the network, shape (width,).
+        state: the optimizer's vectors by name, shape (width,) each.
+        counts: number of samples at each corner in the batch, shape (4,), of the parameters' dtype.
+        schedule: the optimizer's values for this step, such as bias corrections; see `Optimizer.schedule`.
+        numbers: the hyperparameters that differ between networks, among them the learning rate, by group and name.
 
     Returns:
-        The parameters and the state after the update, what is noted of the step, and how it came about.
+        The parameters and the state after the update, the observation of the step, and its intermediate values.
     """
     logit, pull_back = vjp(program.logit, program.named(parameters))[:2]  # (4,)
 
@@ -151,10 +156,12 @@ def step(
         losses = program.loss.per_sample(
             logit, prediction, program.target, **program.constants["loss"], **numbers["loss"]
         )  # (4,)
-        return losses.sum() / program.batch, losses  # a corner's gradient is that of one sample in the batch
+        # The counts are left out here, so the gradient for each corner is that of one sample of the batch.
+        return losses.sum() / program.batch, losses
 
     logit_gradient, losses = grad(mean_loss, has_aux=True)(logit)  # (4,)
-    present = counts > 0  # a corner that is absent contributes nothing, rather than 0 times infinity
+    # A corner that is not in the batch must contribute 0: its loss may be infinite, and 0 times infinity is NaN.
+    present = counts > 0
     (gradients,) = pull_back(torch.where(present, counts * logit_gradient, 0.0))
     gradient = torch.cat([gradients[name].reshape(-1) for name, _ in program.network.named_parameters()])
 

@@ -1,9 +1,9 @@
 """The lanes engine: one network per SIMD lane, the whole training loop compiled, on the CPU.
 
-`training.step` is traced (`trace`) to a program on scalars (`program`), whose functions are written out (`functions`)
-and which becomes a loop over steps in machine code (`llvm`, `native`); `loops` finds a cohort's, `blocks` runs it. A
-program serves all runs of the same structure; rates and seeds are its inputs. A run's bits depend neither on its lane
-or block nor on the number of threads: lanes never meet.
+`training.step` is traced (`trace`) to a program on scalars (`scalar`), which is optimized (`passes`, `functions`) and
+becomes a loop over steps in machine code (`llvm`, `native`). `loops` returns the loop of a cohort, `blocks` runs it. A
+loop serves all runs of the same structure; rates and seeds are its inputs. A run's bits depend neither on its lane or
+block nor on the number of threads, since no operation crosses lanes.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ __all__ = [
 ]
 
 MOST_PARAMETERS = 257
-"""Of a network (64 hidden units): compiling a wider one takes longer than training it otherwise."""
+"""Of a network, here with 64 hidden units: compiling a wider one takes longer than training it with vmap."""
 
 MOST_SAMPLES = 512
-"""Of a batch whose counts are drawn in the loop."""
+"""Of a batch that is drawn in the loop, whose code grows with its size."""
 
 
 def check(cohort: Cohort) -> None:
-    """Raise NotCompilable for what is known not to compile without a look at the operations."""
+    """Raise NotCompilable for a cohort that is known not to compile, without tracing it."""
     program = cohort.program
     dtype = str(program.x1.dtype).removeprefix("torch.")
     reason = None
@@ -66,14 +66,14 @@ def train(
     threads: int | None = None,
     refuse: Callable[[Cohort, NotCompilable], None] | None = None,
 ) -> Iterator[Trained]:
-    """Yield what came of the runs, some blocks at a time.
+    """Train runs and yield them, some blocks at a time.
 
     Args:
-        cohorts: runs that share a program each; taken as they are needed.
-        detail: what is kept beyond the usual.
-        progress: is told how many network-steps have been made since it was last called.
-        threads: at work at the same time; None for one on each core.
-        refuse: is called with a cohort that can't be compiled, which is then left out.
+        cohorts: of the runs; the next is taken when there is room for it.
+        detail: what to keep in addition to measures and recorded losses.
+        progress: called with the number of steps made since the last call, summed over networks.
+        threads: number of threads; None for one on each core.
+        refuse: called with each cohort that can't be compiled, which is then left out.
 
     Raises:
         NotCompilable: if a cohort can't be compiled and `refuse` is None.
@@ -85,12 +85,14 @@ def train(
                 _compiled(cohorts, detail, pool, workers, refuse), detail, progress, pool, workers, stop
             )
         finally:
+            # After an error or an interrupt the threads must return, for the pool waits for them.
             stop.set()
             pool.shutdown(cancel_futures=True)
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
+    # macOS and Windows have no affinity.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -101,7 +103,7 @@ def _compiled(
     workers: int,
     refuse: Callable[[Cohort, NotCompilable], None] | None,
 ) -> Iterator[tuple[Cohort, Loop, Kernel]]:
-    """Yield cohorts with their loops and machine code, while some of the next are being compiled."""
+    """Yield cohorts with their loops and machine code, while the pool compiles some of the next ones."""
     ahead: deque[tuple[Cohort, Loop, Future[Kernel]]] = deque()
     for cohort in cohorts:
         try:
@@ -128,7 +130,7 @@ def _pipeline(
     workers: int,
     stop: threading.Event,
 ) -> Iterator[Trained]:
-    """Train one group of blocks while the next is traced, compiled and laid out."""
+    """Yield the runs of each group of blocks; the pool trains it while the next is traced, compiled and laid out."""
     waiting: deque[tuple[Group, list[Future[None]]]] = deque()
     for cohort, loop, code in compiled:
         for members in groups(cohort, loop, detail):
@@ -141,10 +143,12 @@ def _pipeline(
 
 
 def _finished(group: Group, tasks: list[Future[None]], progress: Callable[[int], None]) -> Trained:
+    """Wait for a group's tasks, report its progress meanwhile, and return its runs."""
     pending = set(tasks)
     while pending:
+        # The timeout is the interval of progress reports; an error of one task ends the wait for the others.
         done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
         for task in done:
             task.result()
         progress(group.take_progress())
-    return Trained(group.cohort, group.members, group.recorded(), group.final_parameters)
+    return group.trained()

@@ -1,4 +1,4 @@
-"""Blocks of networks in training: states laid out by lanes, the calls into machine code, and what came of them."""
+"""Blocks of networks in training: their states laid out by lanes, the calls into machine code, and the results."""
 
 from __future__ import annotations
 
@@ -18,30 +18,24 @@ from xor_study.engines.lanes.native import Kernel
 from xor_study.model.data import BATCH_STREAM, splitmix64
 from xor_study.model.optimizers import Optimizer
 from xor_study.training.cohorts import Cohort
-from xor_study.training.outcome import (
-    Detail,
-    Gathered,
-    Recorded,
-    Snapshot,
-    log_spaced,
-    measures,
-    start_of_accumulation,
-    tail_length,
-)
-from xor_study.training.step import Observation
+from xor_study.training.outcome import Detail, Trained, from_segments, log_spaced, start_of_accumulation, tail_length
+from xor_study.training.step import Internals, Observation
 
 LONGEST = 1 << 17
-"""Steps between two looks at whether to go on."""
+"""Most steps of one call into machine code, which can't be interrupted."""
 
 CALL = 1 << 21
-"""Network-steps of one call into machine code, some 30 ms."""
+"""Steps of one call into machine code, summed over networks: some 30 ms."""
 
 GROUP = 64 << 20
-"""Bytes of states and records that are held at a time."""
+"""Bytes of the states and records of one group."""
 
 
 def _segment_ends(cohort: Cohort, detail: Detail) -> NDArray[np.int64]:
-    """Return the steps after which something is handed out: all, or those that a record names and ends of epochs."""
+    """Return the last step of each segment, in order.
+
+    Each is where something is recorded or a sum of losses ends (see `outcome.from_segments`), or where a call ends.
+    """
     steps = cohort.steps
     if detail.every_step:
         return np.arange(1, steps + 1)
@@ -52,7 +46,7 @@ def _segment_ends(cohort: Cohort, detail: Detail) -> NDArray[np.int64]:
 
 
 def groups(cohort: Cohort, loop: Loop, detail: Detail) -> Iterator[NDArray[np.intp]]:
-    """Yield the members of a cohort in groups that are trained with their states in memory."""
+    """Yield the members of a cohort in groups whose states fit into `GROUP` bytes."""
     bytes_of_block = loop.state.itemsize + loop.record.itemsize * len(_segment_ends(cohort, detail))
     size = max(1, GROUP // bytes_of_block) * loop.lanes
     for start in range(0, len(cohort.rows), size):
@@ -60,7 +54,14 @@ def groups(cohort: Cohort, loop: Loop, detail: Detail) -> Iterator[NDArray[np.in
 
 
 class Group:
-    """Blocks of networks in training."""
+    """Blocks of networks in training.
+
+    Args:
+        cohort: of the runs.
+        loop: of the cohort.
+        members: indices of the runs in the cohort.
+        detail: what to keep in addition.
+    """
 
     def __init__(self, cohort: Cohort, loop: Loop, members: NDArray[np.intp], detail: Detail) -> None:
         self.cohort, self.loop, self.members, self.detail = cohort, loop, members, detail
@@ -70,13 +71,15 @@ class Group:
         self.numbers = empty(loop.numbers, self.blocks)
         self.records = empty(loop.record, (self.blocks, len(self.ends)))
         self.corners_right = np.zeros((self.blocks, 1, loop.lanes), np.int32)
-        self._made, self._told = 0, 0
+        self._made, self._reported = 0, 0
+        # All threads add to `_made`, and `+=` of an attribute is not atomic.
         self._lock = threading.Lock()
+        # The last block is filled up with copies of the last run.
         filled = np.minimum(np.arange(self.blocks * loop.lanes), len(members) - 1)
         self._fill(members[filled])
 
     def _lanes(self, rows: Any) -> NDArray[Any]:
-        """Return an array with a row for each network as blocks (blocks, n, lanes)."""
+        """Rearrange an array with a row for each network into blocks, shape (blocks, n, lanes)."""
         values = np.asarray(rows).reshape(self.blocks, self.loop.lanes, -1)
         return np.swapaxes(values, 1, 2)
 
@@ -85,9 +88,10 @@ class Group:
         parameters = cohort.initial(members)
         self.state["parameter"] = self._lanes(parameters)
         constants = program.constants["optimizer"]
-        own = {name: values[members] for name, values in cohort.numbers["optimizer"].items()}
-        columns = {name: torch.from_numpy(values).to(parameters)[:, None] for name, values in own.items()}
+        varying = {name: values[members] for name, values in cohort.numbers["optimizer"].items()}
+        columns = {name: torch.from_numpy(values).to(parameters)[:, None] for name, values in varying.items()}
         for name, value in program.optimizer.init(parameters, **constants, **columns).items():
+            # A vector that the optimizer never changes is not part of the traced state.
             if name in self.loop.state_fields:
                 self.state[name] = self._lanes(value)
         for name, start in start_of_accumulation(parameters.dtype).items():
@@ -96,13 +100,15 @@ class Group:
             for name, values in numbers.items():
                 self.numbers[f"{group}.{name}"] = self._lanes(values[members])
         if cohort.batches.seeds is not None:
+            # The loop computes word i of a stream from its key alone; LLVM's integers have no sign, numpy's field has.
             keys = splitmix64(cohort.batches.seeds[members], BATCH_STREAM)
             self.numbers["key"] = self._lanes(keys.view(np.int64))
 
     def table(self, steps: range) -> NDArray[Any]:
-        """Return what depends on the step, a row for each."""
+        """Return the inputs that depend on the step alone, shape (steps, len(loop.table))."""
         cohort = self.cohort
         columns: list[NDArray[Any]] = []
+        # Given batches are the same for all runs, so their counts are a column for each corner.
         if self.loop.batch is None:
             columns += list(cohort.batches.counts(np.array([0]), steps)[:, 0].T)
         constants = cohort.program.constants["optimizer"]
@@ -111,7 +117,11 @@ class Group:
         return np.ascontiguousarray(np.array(columns, self.loop.dtype).T)
 
     def tasks(self, workers: int) -> Iterator[Callable[[Kernel, threading.Event], None]]:
-        """Yield functions that train some of the blocks each, to be called from any threads."""
+        """Yield functions that train some of the blocks each, for a pool of `workers` threads.
+
+        Each takes the kernel and an event that stops it before its next call into machine code.
+        """
+        # Few blocks with many steps go one by one; short runs are put together to the length of a call.
         at_once = max(1, CALL // (self.cohort.steps * self.loop.lanes))
         at_once = max(1, min(at_once, -(-self.blocks // workers)))
         for start in range(0, self.blocks, at_once):
@@ -125,7 +135,9 @@ class Group:
             before = int(self.ends[first - 1]) if first else 0
             last = max(first + 1, int(np.searchsorted(self.ends, before + longest, side="right")))
             ends = self.ends[first:last]
+            # Made for each call: for all steps at once it may take more memory than the states.
             table = self.table(range(before + 1, int(ends[-1]) + 1))
+            # The kernel writes the segments of a block one after the other, so a part of them needs its own array.
             part = records if len(ends) == len(self.ends) else empty(self.loop.record, (count, len(ends)))
             kernel(state, numbers, table, ends, part, blocks=count, first=before, segments=len(ends))
             if part is not records:
@@ -133,7 +145,9 @@ class Group:
             first = last
             with self._lock:
                 self._made += (int(ends[-1]) - before) * count
-        after = empty(self.loop.state, count)  # one step more, only to see what it sees before its update
+        # Each step observes the state before its update, so one more step of a copy observes the final state. For it
+        # the inputs of the last step will do: what is on the right side depends on the parameters alone.
+        after = empty(self.loop.state, count)
         after[:] = state
         steps = self.cohort.steps
         table, scratch = self.table(range(steps, steps + 1)), empty(self.loop.record, (count, 1))
@@ -141,69 +155,48 @@ class Group:
         self.corners_right[blocks] = after["corners_right"]
 
     def take_progress(self) -> int:
-        """Return how many network-steps have been made since the last call; filled-up lanes are not counted."""
+        """Return the steps made since the last call, summed over networks without the copies."""
         with self._lock:
-            made = self._made * len(self.members) // self.blocks
-        told, self._told = self._told, made
-        return made - told
+            made = self._made * len(self.members) // self.blocks  # `_made` counts steps of blocks
+        reported, self._reported = self._reported, made
+        return made - reported
 
     def _runs(self, blocks: NDArray[Any]) -> NDArray[Any]:
-        """Return an array (blocks, ..., lanes) with a row for each network, (runs, ...)."""
+        """Rearrange an array of shape (blocks, ..., lanes) into one of shape (runs, ...)."""
         rows = np.moveaxis(blocks, -1, 1).reshape(-1, *blocks.shape[1:-1])
         return rows[: len(self.members)]
 
-    @property
-    def final_parameters(self) -> Tensor:
-        """Shape (runs, width)."""
-        return torch.from_numpy(np.ascontiguousarray(self._runs(self.state["parameter"])))
-
-    def recorded(self) -> Recorded:
-        """Return what is known of the runs once all tasks are done."""
-        cohort, steps = self.cohort, self.cohort.steps
+    def trained(self) -> Trained:
+        """Return the runs, once all tasks are done."""
         state = {name: self._runs(self.state[name][:, 0]) for name in start_of_accumulation(torch.float32)}
-        loss = self._runs(self.records["loss"][:, :, 0])
-        sums = self._runs(self.records["loss_sum"][:, :, 0])
-        tail = tail_length(steps)
-        missing = state["least_loss"] > state["largest_loss"]
-        gathered = Gathered(
-            initial_loss=loss[:, 0].astype(np.float64),
-            final_loss=loss[:, -1].astype(np.float64),
-            min_loss=np.where(missing, np.nan, state["least_loss"].astype(np.float64)),
-            max_loss=np.where(missing, np.nan, state["largest_loss"].astype(np.float64)),
-            max_abs_logit=_seen(state["largest_logit"]),
-            max_grad_norm=_seen(state["largest_grad_norm"]),
-            tail_loss=sums[:, np.searchsorted(self.ends, steps - tail, side="right") :].sum(1) / tail,
-            first_nonfinite=state["first_nonfinite"],
-            last_wrong=state["last_wrong"],
-            corners_right=self._runs(self.corners_right[:, 0]),
-        )
-        epochs = np.searchsorted(self.ends, np.arange(cohort.epochs) * cohort.iterations, side="right")
-        history, snapshots = None, {}
+        history = None
         if self.detail.every_step:
-            history = {
-                name: self._runs(self.records[name][:, :, 0]).T.astype(np.float64) for name in Observation._fields
-            }
-        for number in self.detail.snapshots:
-            if number <= steps:
-                place = np.searchsorted(self.ends, number)
-                parts = (self._runs(self.records[name][:, place]) for name in SNAPSHOT)
-                snapshots[number] = Snapshot(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
-        recorded = log_spaced(steps)
-        return Recorded(
-            measures(cohort, self.members, gathered),
-            recorded,
-            loss[:, np.searchsorted(self.ends, recorded)],
-            np.add.reduceat(sums, epochs, axis=1) / cohort.iterations,
-            history,
-            snapshots,
+            columns = {name: self._runs(self.records[name][:, :, 0]).T for name in Observation._fields}
+            history = {name: values.astype(np.float64) for name, values in columns.items()}
+        return from_segments(
+            self.cohort,
+            self.members,
+            _tensor(self._runs(self.state["parameter"])),
+            state,
+            ends=self.ends,
+            losses=self._runs(self.records["loss"][:, :, 0]),
+            sums=self._runs(self.records["loss_sum"][:, :, 0]),
+            corners_right=self._runs(self.corners_right[:, 0]),
+            history=history,
+            snapshots={step: self._snapshot(step) for step in self.detail.snapshots if step <= self.cohort.steps},
         )
 
+    def _snapshot(self, step: int) -> tuple[Tensor, Internals]:
+        segment = np.searchsorted(self.ends, step)
+        parameter, *internals = (_tensor(self._runs(self.records[name][:, segment])) for name in SNAPSHOT)
+        return parameter, Internals(*internals)
 
-def _seen(largest: NDArray[Any]) -> NDArray[np.float64]:
-    """Return largest sizes, NaN where none was seen."""
-    return np.where(largest < 0, np.nan, largest.astype(np.float64))
+
+def _tensor(rows: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(rows))
 
 
+# A group asks for it in each of its calls, and groups of one cohort follow each other.
 @lru_cache(maxsize=8)
 def _schedule(optimizer: Optimizer, steps: int, constants: tuple[tuple[str, Any], ...]) -> dict[str, NDArray[Any]]:
     return optimizer.schedule(steps, **dict(constants))

@@ -1,0 +1,208 @@
+"""`train` and its relatives: from runs to their results, with any engine."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pandas as pd
+import torch
+
+from xor_study.engines.names import AUTO, FallbackWarning, check_engine
+from xor_study.engines.results import Collector, Measured, Progress, Result
+from xor_study.errors import StudyError, show
+from xor_study.model.data import Batches
+from xor_study.training.cohorts import Cohort, cohorts
+from xor_study.training.outcome import Detail, Trained
+from xor_study.training.spec import RunSpec
+from xor_study.training.table import table_of
+
+if TYPE_CHECKING:
+    from xor_study.engines.lanes import NotCompilable
+
+Key = TypeVar("Key")
+
+
+def check_device(name: str) -> torch.device:
+    """Return the device of that name.
+
+    Raises:
+        StudyError: if it is not "cpu" or "cuda", or if there is no such CUDA device on this machine.
+    """
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise StudyError(f"device={show(name)}: must be cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        seen = f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here"
+        raise StudyError(f"device={show(name)}: {seen}; use device=cpu")
+    return device
+
+
+def check_compilable(table: pd.DataFrame, device: str) -> None:
+    """Raise StudyError if lanes is known not to compile some runs of a checked table."""
+    from xor_study.engines import lanes
+
+    for cohort in cohorts(table, check_device(device)):
+        lanes.check(cohort)
+
+
+def train(
+    runs: RunSpec | Iterable[RunSpec] | pd.DataFrame,
+    *,
+    engine: str = AUTO,
+    device: str = "cpu",
+    threads: int | None = None,
+    every_step: bool = False,
+    snapshots: Iterable[int] = (),
+    batches: tuple[Any, Any] | None = None,
+    initial: Mapping[str, Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Train networks and return their outcomes, measures, losses and parameters.
+
+    Args:
+        runs: one spec, several, or a table with a column for each field; missing columns and cells mean the default.
+        engine: "plain", "vmap", "lanes", or "auto": lanes for the runs it can compile, vmap for the others, with a
+            `FallbackWarning`.
+        device: "cpu", "cuda" or "cuda:N".
+        threads: threads of the lanes engine; None for one on each core. The results do not depend on it.
+        every_step: keep the observations of every step as `Result.history`, not only a few dozen losses.
+        snapshots: numbers of steps, from 1, whose parameters, gradients and logits to keep as `Result.snapshots`.
+        batches: recorded inputs (x1, x2) for all runs, shape (steps, samples) each, instead of those of their seeds.
+        initial: initial parameters by name, shape (*shape) or (runs, *shape), instead of those of the seeds. A run_id
+            identifies the spec alone: it does not change with given batches or parameters.
+        progress: called several times a second and at the end, always with the same object.
+
+    Raises:
+        StudyError: if a value is not allowed, before anything is trained; with engine="lanes", also if a run can't be
+            compiled.
+
+    Example:
+        >>> from xor_study import RunSpec, train
+        >>> specs = [RunSpec(lr=lr, epochs=1, iterations=200) for lr in (0.01, 1.0)]
+        >>> result = train(specs, engine="vmap")
+        >>> result
+        <Result of 2 runs: 1 solved, 1 unsolved; engine vmap>
+        >>> result.runs[["lr", "outcome"]]
+             lr   outcome
+        0  0.01  unsolved
+        1  1.00    solved
+        >>> result.network(1)(torch.tensor([[0.0, 1.0]])).round()
+        tensor([[1.]])
+    """
+    table = table_of([runs] if isinstance(runs, RunSpec) else runs)
+    return train_table(
+        table,
+        Detail(every_step, frozenset(snapshots)),
+        engine=engine,
+        device=device,
+        threads=threads,
+        batches=batches,
+        initial=initial,
+        progress=progress,
+    )
+
+
+def train_table(
+    table: pd.DataFrame,
+    detail: Detail,
+    *,
+    engine: str = AUTO,
+    device: str = "cpu",
+    threads: int | None = None,
+    batches: tuple[Any, Any] | None = None,
+    initial: Mapping[str, Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Train the runs of a table that `table.table_of` has checked; see `train` for the arguments."""
+    check_engine(engine, device, threads)
+    given = Batches.explicit(*batches) if batches is not None else None
+    groups = list(cohorts(table, check_device(device), given, initial))
+    state = Progress(len(table), int((table["epochs"] * table["iterations"]).sum()))
+    longest = int((table["epochs"] * table["iterations"]).max())
+    # Everything is checked before anything is trained.
+    for step in detail.snapshots:
+        if not 1 <= step <= longest:
+            raise StudyError(f"snapshots: step {step}: must be in [1, {longest}]")
+    collected = Collector(table)
+
+    def advance(steps: int) -> None:
+        state.steps_done += steps
+        if progress is not None:
+            progress(state)
+
+    for name, part in _trained(groups, engine, threads, detail, advance):
+        collected.add(name, part)
+        state.finished(part.measures)
+        advance(0)
+    return collected.result(device, detail)
+
+
+def train_batches(
+    batches: Iterable[tuple[Key, pd.DataFrame]],
+    *,
+    engine: str = AUTO,
+    device: str = "cpu",
+    threads: int | None = None,
+    advance: Callable[[int, pd.DataFrame | None], None],
+) -> Generator[tuple[Key, Measured], None, None]:
+    """Train checked tables one after another, without a pause between them, and yield the measures of each.
+
+    Args:
+        batches: pairs of a key and a table from `table.table_of`; the next is taken when the engine has room for it.
+        engine: see `train`.
+        device: see `train`.
+        threads: see `train`.
+        advance: called with the number of steps made since the last call, summed over networks, and with the measures
+            of runs that have finished, or None.
+
+    Yields:
+        the key of a table and the measures of its runs, as soon as the last of them has finished.
+    """
+    check_engine(engine, device, threads)
+    on, waiting = check_device(device), dict[int, tuple[Cohort, Key, Collector]]()
+
+    def feed() -> Iterator[Cohort]:
+        for key, table in batches:
+            collector = Collector(table)
+            for cohort in cohorts(table, on):
+                waiting[id(cohort)] = (cohort, key, collector)  # holds the cohort: another could get a free one's id
+                yield cohort
+
+    for name, part in _trained(feed(), engine, threads, Detail(), lambda steps: advance(steps, None)):
+        _, key, collector = waiting[id(part.cohort)]
+        collector.add(name, part)
+        advance(0, part.measures)
+        if collector.missing == 0:
+            for number in [number for number, (*_, other) in waiting.items() if other is collector]:
+                del waiting[number]
+            yield key, collector.measured()
+
+
+def train_function(engine: str) -> Callable[..., Iterator[Trained]]:
+    """Import an engine and return its `train`: vmap loads torch's tracer, lanes loads LLVM; plain needs neither."""
+    function: Callable[..., Iterator[Trained]] = importlib.import_module(f"xor_study.engines.{engine}").train
+    return function
+
+
+def _trained(
+    cohorts: Iterable[Cohort], engine: str, threads: int | None, detail: Detail, progress: Callable[[int], None]
+) -> Iterator[tuple[str, Trained]]:
+    """Yield trained runs, each with the name of the engine that trained them."""
+    if engine not in (AUTO, "lanes"):
+        yield from ((engine, part) for part in train_function(engine)(cohorts, detail, progress))
+        return
+    refused: list[tuple[Cohort, NotCompilable]] = []
+    refuse = None if engine == "lanes" else lambda cohort, error: refused.append((cohort, error))
+    for part in train_function("lanes")(cohorts, detail, progress, threads, refuse):
+        yield "lanes", part
+    if refused:
+        runs = sum(len(cohort.rows) for cohort, _ in refused)
+        warnings.warn(f"{refused[0][1]}; engine=vmap for {runs} runs", FallbackWarning, stacklevel=4)
+        for part in train_function("vmap")([cohort for cohort, _ in refused], detail, progress):
+            yield "vmap", part
