@@ -4,9 +4,10 @@ import importlib.util
 import inspect
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,6 +141,7 @@ def test_gives_the_values_from_before_an_operation_in_place() -> None:
 def test_names_the_module_of_forward_and_backward() -> None:
     net = Net()
     with torch.no_grad():
+        net.body[0].bias.fill_(9)  # so that each tanh gives 1, and their sum overflows for all initial weights
         net.body[2].weight.fill_(3e38)
     with autopsy() as report:
         net(torch.ones(2, 3))
@@ -238,6 +240,90 @@ def test_the_same_line_is_one_event_with_a_count() -> None:
         for _ in range(4):
             torch.zeros(1).log()
     assert [event.count for event in report.events] == [4]
+
+
+# --- in a notebook ---------------------------------------------------------------------------------------------------
+
+
+PACKAGES = Path(torch.__file__).parents[1]
+STANDARD = Path(inspect.__file__).parent
+INTERNALS = [
+    str(PACKAGES / "IPython/core/interactiveshell.py"),
+    str(PACKAGES / "ipykernel/zmqshell.py"),
+    str(PACKAGES / "tornado/platform/asyncio.py"),
+    str(STANDARD / "asyncio/base_events.py"),
+    str(STANDARD / "runpy.py"),
+    "<frozen runpy>",
+]
+
+
+def compiled(source: str, filename: str, **names: Any) -> dict[str, Any]:
+    """Run source code as if it were in a file of that name, and return its names."""
+    exec(compile(source, filename, "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize(
+    "cell", ["<ipython-input-1-4d2c1a9e>", "/tmp/ipykernel_123/456.py", "/home/me/tornado/train.py"]
+)
+def test_a_stack_has_the_cells_and_not_what_runs_them(cell: str) -> None:
+    names = {"torch": torch, "inner": lambda: torch.zeros(2).log()}
+    run = compiled("def run():\n    return inner()\n", cell, **names)["run"]
+    for filename in INTERNALS:
+        run = compiled("def call():\n    return run()\n", filename, run=run)["call"]
+    with autopsy() as report:
+        run()
+    assert report.first is not None
+    filenames = [source.filename for source in report.first.stack]
+    assert filenames[:3] == [__file__, cell, __file__]
+    assert not set(filenames) & set(INTERNALS)
+
+
+def test_a_cell_is_named_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As IPython shows it: from the file's name, or from the number it keeps for a file."""
+    shell = SimpleNamespace(compile=SimpleNamespace(_filename_map={"/tmp/ipykernel_123/456.py": 7}))
+    ipython = SimpleNamespace(get_ipython=lambda: shell)
+    labels = {"<ipython-input-3-4d2c1a9e>": "cell [3]:1", "/tmp/ipykernel_123/456.py": "cell [7]:1"}
+    for filename, label in labels.items():
+        monkeypatch.setitem(sys.modules, "IPython", ipython)
+        with autopsy() as report:
+            compiled("torch.zeros(2).log()", filename, torch=torch)
+        assert report.first is not None
+        assert (report.first.filename, str(report.first.source)) == (filename, label)
+        assert f"\n  {label}, in <module>" in report.story
+        assert f"at {label}" in repr(report)
+    monkeypatch.delitem(sys.modules, "IPython")
+    assert str(report.first.source) == "/tmp/ipykernel_123/456.py:1"
+
+
+def test_representations_are_short_and_say_what_happened() -> None:
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with autopsy() as report:
+        for step in range(3):
+            (net(torch.ones(2, 3)) * 0 if step < 2 else net(torch.ones(2, 3))).sum().backward()
+            optimizer.step()
+    assert repr(report) == f"<Report: 0 events in 3 steps, {report.operations} operations>"
+    with autopsy() as report:
+        (torch.ones(2) < 1).log()
+    line = f"test_autopsy.py:{here() - 1}: (torch.ones(2) < 1).log()"
+    assert repr(report) == f"<Report: 1 event; first: aten.log.default (forward, step 1) at {line}>"
+    html = report._repr_html_()
+    assert html.startswith("<pre>Step 1, forward: aten.log.default made 2 infinite of 2 elements.")
+    assert "(torch.ones(2) &lt; 1).log()" in html
+
+
+def test_the_package_loads_alone_and_little() -> None:
+    program = (
+        "import sys\nimport xor_study.autopsy\nassert callable(xor_study.autopsy.autopsy)\n"
+        "print(*(name for name in sys.modules if name.split('.')[0] in "
+        "('xor_study', 'pandas', 'hydra', 'matplotlib', 'scipy', 'numba', 'llvmlite', 'rich')))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = ended.stdout.split()
+    assert "xor_study.autopsy.watch" in loaded
+    assert [name for name in loaded if not name.startswith("xor_study")] == []
+    assert len(loaded) <= 20
 
 
 # --- what is an event and what is not --------------------------------------------------------------------------------
@@ -566,7 +652,7 @@ def test_a_scaled_overflow_that_gradscaler_handles_is_told_apart() -> None:
     skipped = [summary.skipped for summary in report.history]
     assert 0 < sum(skipped) < len(skipped) == 16
     assert skipped == sorted(skipped, reverse=True)  # first all that are skipped
-    assert "GradScaler handled, no events" in report.story
+    assert f"GradScaler handled {len(report.handled)} overflows of the scaled loss (not events)" in report.story
 
 
 @pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global hooks")

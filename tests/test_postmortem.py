@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,16 @@ import torch
 
 from xor_study import RunSpec, StudyError, train
 from xor_study.analysis.statistics import wilson
+from xor_study.autopsy import autopsy
 from xor_study.engines import plain
 from xor_study.model.data import CORNERS
+from xor_study.model.gradients import AXON_EPSILON, exponential_sigmoid_gradient
+from xor_study.model.losses import binary_cross_entropy_naive
 from xor_study.postmortem import Postmortem, examine
 from xor_study.postmortem.chain import climb
 from xor_study.postmortem.cli import main
-from xor_study.postmortem.replay import Settings, replay, trained
+from xor_study.postmortem.explain import reason
+from xor_study.postmortem.replay import Settings, replay_run, trained
 from xor_study.training.cohorts import cohorts
 from xor_study.training.outcome import Detail
 from xor_study.training.table import table_of
@@ -44,17 +49,17 @@ def links(story: Postmortem) -> dict[str, Any]:
 def test_the_replay_stops_being_finite_where_the_engine_does(axon: Postmortem) -> None:
     onset = int(train(AXON, engine="lanes").runs["first_nonfinite_step"].iloc[0])
     whole = train(AXON.replace(epochs=1, iterations=onset + 1), engine="plain").runs["first_nonfinite_step"].iloc[0]
-    assert axon.again is not None
-    assert (axon.found.onset, axon.again.onset, whole) == (onset, onset, onset)
-    assert not axon.again.from_start
+    assert axon.replay is not None
+    assert (axon.run.onset, axon.replay.onset, whole) == (onset, onset, onset)
+    assert not axon.replay.from_start
 
 
 def test_the_named_operation_is_the_exponential_of_the_sigmoids_gradient(axon: Postmortem) -> None:
     operation = links(axon)["operation"]
-    assert operation.step == axon.found.onset
+    assert operation.step == axon.run.onset
     assert (operation.values["operation"], operation.values["phase"]) == ("aten.exp.default", "backward")
     path, line, _ = operation.values["where"].split(":", 2)
-    assert path == "xor_study/losses.py"
+    assert path == "xor_study/model/gradients.py"
     assert "torch.exp(-logit)" in (ROOT / path).read_text().splitlines()[int(line) - 1]
     logit = links(axon)["state"].values["logit"]["00"]
     assert f"exp({-logit:.4g}) = infinity" in operation.text
@@ -63,7 +68,7 @@ def test_the_named_operation_is_the_exponential_of_the_sigmoids_gradient(axon: P
 
 
 def test_the_numbers_are_those_of_the_run(axon: Postmortem) -> None:
-    onset = axon.found.onset
+    onset = axon.run.onset
     assert onset is not None
     result = train(AXON.replace(epochs=1, iterations=onset + 1), every_step=True, snapshots=[onset, onset + 1])
     assert result.history is not None
@@ -75,6 +80,7 @@ def test_the_numbers_are_those_of_the_run(axon: Postmortem) -> None:
     assert told["jump"].step == onset - 1
     assert told["jump"].values["grad_norm"] == history.loc[onset - 1, "grad_norm"]
     assert told["mask"].values["corners"] == ["00", "01", "10", "11"]
+    assert told["mask"].values["eps"] == AXON_EPSILON
     broken = torch.cat([value[0].flatten() for value in result.snapshots[onset].parameters.values()])
     assert int(broken.isnan().sum()) == told["parameters"].values["not_finite"][str(onset)] == 33
     assert f"The loss is not finite from step {onset + 1} on" in told["parameters"].text
@@ -132,7 +138,7 @@ def test_the_story_tells_the_links_in_order_and_is_valid_json(axon: Postmortem) 
         raise AssertionError(token)
 
     again = json.loads(json.dumps(axon.as_dict(), allow_nan=False), parse_constant=refuse)
-    assert again["first_nonfinite_step"] == again["replay"]["first_nonfinite_step"] == axon.found.onset
+    assert again["first_nonfinite_step"] == again["replay"]["first_nonfinite_step"] == axon.run.onset
     assert [link["name"] for link in again["links"]] == order
     assert again["corners"][-1]["exponential"] == "inf"
     assert again["corners"][-1]["gradient"] == "nan"
@@ -158,7 +164,7 @@ def test_a_textbook_cross_entropy_meets_the_logarithm_of_0() -> None:
 def test_a_squared_error_without_bounds_overflows() -> None:
     spec = RunSpec(loss="mean_squared_error", activation_output="identity", lr=1.0, seed=1, epochs=1)
     story = examine(spec, seeds=0)
-    told, onset = links(story), story.found.onset
+    told, onset = links(story), story.run.onset
     assert onset is not None
     assert (told["operation"].step, told["operation"].values["kind"]) == (onset, "overflow")
     assert train(spec.replace(dtype="float64", iterations=onset)).runs["outcome"].iloc[0] != "nonfinite"
@@ -172,7 +178,7 @@ def test_a_squared_error_without_bounds_overflows() -> None:
 def test_adams_eps_is_nothing_in_float16() -> None:
     story = examine(RunSpec(optimizer="adam", dtype="float16", epochs=1, iterations=40), seeds=0)
     operation = links(story)["operation"]
-    assert story.found.onset == operation.step == 1
+    assert story.run.onset == operation.step == 1
     assert (operation.values["phase"], operation.values["operation"]) == ("optimizer", "aten.addcdiv_.default")
     assert "eps = 1e-08 is 0 there" in operation.text
     prevents = {cure.switch: cure.prevents for cure in story.cures}
@@ -184,24 +190,25 @@ def test_adams_eps_is_nothing_in_float16() -> None:
 def test_an_optimizer_with_memory_is_replayed_from_the_start() -> None:
     spec = RunSpec(loss="axon_0_6_1", optimizer_momentum=0.9, lr=0.1, seed=2, epochs=1, iterations=2000)
     story = examine(spec, seeds=0)
-    assert story.found.onset is not None
-    assert story.again is not None
-    assert story.again.from_start
-    assert story.again.first > 1
-    assert story.again.onset == story.found.onset
+    assert story.run.onset is not None
+    assert story.replay is not None
+    assert story.replay.from_start
+    assert story.replay.first > 1
+    assert story.replay.onset == story.run.onset
     assert "with plain from the start" in " ".join(story.text.split())
 
 
 def test_where_trajectories_part_the_story_is_that_of_plain() -> None:
     """An engine that is three steps off: the replay finds its own step, from the start, and says so."""
-    found = examine(AXON.replace(epochs=1, iterations=600), seeds=0).found
-    onset = found.onset
+    run = examine(AXON.replace(epochs=1, iterations=600), seeds=0).run
+    onset = run.onset
     assert onset is not None
-    found.result.runs["first_nonfinite_step"] = onset + 3
-    again = replay(found, Settings())
-    assert (again.onset, again.from_start) == (onset, True)
-    story = Postmortem("x", found, again, examine(AXON, seeds=0).links, [])
-    assert f"it is step {onset}, told here" in " ".join(story.text.split())
+    run.result.runs["first_nonfinite_step"] = onset + 3
+    replay = replay_run(run, Settings())
+    assert (replay.onset, replay.from_start) == (onset, True)
+    story = Postmortem("x", run, replay, examine(AXON, seeds=0).links, [])
+    assert f"it is not finite from step {onset}," in " ".join(story.text.split())
+    assert "what follows is the replay" in " ".join(story.text.split())
 
 
 def test_what_only_serves_the_noting_is_not_accused() -> None:
@@ -219,7 +226,7 @@ def test_dead_units_are_counted() -> None:
     story, network = examine(spec), train(spec).network(0)
     given = torch.tensor(CORNERS).float() @ network.hidden.weight.T + network.hidden.bias
     dead = int((given <= 0).all(0).sum())
-    assert story.found.outcome == "unsolved"
+    assert story.run.outcome == "unsolved"
     assert dead > 0
     assert links(story)["dead"].values["units"] == dead
     assert links(story)["wrong"].values["wrong"] == ["10"]
@@ -237,7 +244,7 @@ def test_a_diverged_run_is_told_with_its_vanished_gradient() -> None:
     spec = RunSpec(loss="axon_0_6_1", seed=0)
     story = examine(spec, seeds=0)
     told = links(story)
-    assert story.found.outcome == "diverged"
+    assert story.run.outcome == "diverged"
     assert told["diverged"].values["tail_loss"] > 2 * math.log(2)
     assert told["gradient"].values["norm"] == 0
     assert told["mask"].values["corners"] == ["00", "01", "10", "11"]
@@ -307,6 +314,28 @@ def test_too_many_steps_are_refused() -> None:
         examine(RunSpec(epochs=11, iterations=100_000))
 
 
+def test_the_lines_that_the_story_explains_are_known_by_their_functions() -> None:
+    """A function that is renamed, wrapped or moved keeps its sentence, or this fails."""
+    zero = torch.zeros(2)
+    with autopsy() as report:
+        exponential_sigmoid_gradient(torch.full((2,), -100.0), zero)
+        binary_cross_entropy_naive(zero, zero, torch.ones(2))
+    reasons = {event.operation: reason(event, RunSpec()) for event in report.events}
+    assert "e^-z is infinite in float32 where -z > 88.72" in reasons["aten.exp.default"]
+    assert "infinity times 0 is NaN" in reasons["aten.mul.Tensor"]
+    assert "nothing guards the logarithm" in reasons["aten.log.default"]
+
+
+def test_a_representation_is_short_and_says_how_the_run_ended(axon: Postmortem) -> None:
+    text = repr(axon)
+    assert text.startswith(f"<Postmortem of {axon.title}: not finite from step {axon.run.onset} of 10,000 steps, ")
+    assert "first: aten.exp.default at xor_study/model/gradients.py:" in text
+    assert len(text) < 240
+    html = axon._repr_html_()
+    assert html.startswith("<pre>loss=axon_0_6_1 seed=109: not finite")
+    assert "-z &gt; 88.72" in html
+
+
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
@@ -316,16 +345,26 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.chdir(tmp_path)
 
     def run_it(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["xor_study.autopsy", *arguments])
         code = 0
         try:
-            main()
+            main(arguments)
         except SystemExit as ended:
             code = int(ended.code or 0)
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 
     return run_it
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--seeds", "-1"], ["--figure", "a.svg"], ["--figur"]])
+def test_help_and_wrong_options_load_neither_torch_nor_hydra(arguments: list[str]) -> None:
+    program = (
+        "import sys\nfrom xor_study.postmortem.cli import main\n"
+        f"try:\n    main({arguments!r})\n"
+        "except SystemExit:\n    print([name for name in ('torch', 'pandas', 'hydra', 'rich') if name in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]"
 
 
 def test_prints_the_story_and_leaves_nothing(call: Call, tmp_path: Path, axon: Postmortem) -> None:
@@ -384,7 +423,7 @@ def test_draws_a_run_that_is_finite_and_one_that_starts_with_nan(call: Call, tmp
         (["lr=${nothing}"], "lr: Interpolation key 'nothing' not found"),
         (["lr=[1"], "can't be read as key=value"),
         (["epochs=100000"], "keeps every step"),
-        (["--figure", "no/such.png"], "no is no folder"),
+        (["--figure", "no/such.png"], "no is not a folder"),
         (["--figure", "a.svg"], "must end in .png or .pdf"),
         (["--figure", ""], "--figure="),
         (["--seeds", "-1"], "--seeds=-1: must be in [0, 10000]"),

@@ -1,4 +1,4 @@
-"""`python -m xor_study.autopsy [key=value ...]`: the postmortem of one of our runs."""
+"""`python -m xor_study.autopsy [key=value ...]`: the postmortem of one of our runs, as `xor-study autopsy`."""
 
 from xor_study.postmortem.cli import main
 

@@ -1,23 +1,28 @@
-"""Checks that are read together: where asking for a number stops an accelerator, it is asked for many at once."""
+"""Checks that are read together: where reading a number stalls an accelerator, many are read at once."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from xor_study.autopsy import sources
+from xor_study.autopsy.events import Call, Context, Contexts, Evidence, Operand
 from xor_study.autopsy.finiteness import State, Summary, values_of
-from xor_study.autopsy.operations import Operation
-from xor_study.autopsy.report import Event
-from xor_study.autopsy.sources import Source
-from xor_study.autopsy.taint import Call, Operand, Verdicts
+from xor_study.autopsy.operations import Execution, Operation, worst_number
+from xor_study.autopsy.sites import graph_task
+from xor_study.autopsy.storage import covers_storage, reference_to, storage_key
+from xor_study.autopsy.taint import Verdicts
 
-SIZE = 2000
+_MOST = 2000
+"""Records that are kept before their checks are read."""
 
 
 class Bounds(NamedTuple):
@@ -28,15 +33,28 @@ class Bounds(NamedTuple):
 
     @property
     def state(self) -> State:
-        """What they say of all elements."""
+        """The worst state of the elements."""
         if math.isnan(self.low):
             return State.NAN
         return State.INFINITE if math.isinf(self.low) or math.isinf(self.high) else State.FINITE
 
 
+_UNCHECKED = Bounds(0.0, 0.0)
+
+
 @dataclass(eq=False)
-class Part:
-    """A tensor of a recorded operation: its storage, and which check belongs to it, if any."""
+class CheckedTensor:
+    """What is kept of a tensor until its check is read: not its elements, which would hold up the memory.
+
+    Attributes:
+        name: as in `Summary`.
+        dtype: as in `Summary`.
+        shape: as in `Summary`.
+        key, reference: as in `Operand`.
+        check: index of its check; None where it has no values to check.
+        whole: whether it was written and covers its storage.
+        parameter: as in `Operand`.
+    """
 
     name: str
     dtype: str
@@ -47,161 +65,167 @@ class Part:
     whole: bool = False
     parameter: bool = False
 
-    def summary(self, bounds: Bounds | None) -> Summary:
+    def state(self, bounds: list[Bounds]) -> State:
         """Return what its check says."""
-        if bounds is None:
+        return bounds[self.check].state if self.check is not None else State.FINITE
+
+    def summary(self, bounds: list[Bounds]) -> Summary:
+        """Return what its check says, in words for a report."""
+        state = self.state(bounds)
+        if self.check is None:
             return Summary(self.name, self.dtype, self.shape, None, None)
-        if bounds.state == State.FINITE:
-            return Summary(self.name, self.dtype, self.shape, bounds.low, bounds.high)
-        nan = bounds.state == State.NAN
+        if state == State.FINITE:
+            return Summary(self.name, self.dtype, self.shape, *bounds[self.check])
+        nan = state == State.NAN
         return Summary(self.name, self.dtype, self.shape, None, None, nan=int(nan), infinite=int(not nan), exact=False)
 
 
-@dataclass(eq=False)
-class Record:
-    """An operation whose outputs are still to be judged, or a place that a tensor has reached."""
+class Record(NamedTuple):
+    """An operation that is still to be judged."""
 
-    operation: Operation
-    inputs: list[Part]
-    results: list[Part]
-    numbers: State
-    allowed: bool
-    accumulating: bool
-    engine: bool
-    scaled: bool
-    phase: str
-    module: str | None
-    step: int
-    locate: Callable[[], tuple[Source | None, Source | None]]
-    place: str = ""
+    context: Context
+    inputs: list[CheckedTensor]
+    results: list[CheckedTensor]
 
 
-@dataclass(eq=False)
-class Batch:
-    """Records operations with a check of each output, and judges them when told to.
+class Arrival(NamedTuple):
+    """Tensors that are a loss or a gradient: `reached`, as in `Event.reached`."""
 
-    A storage is judged as a whole: of a tensor that covers part of it, the rest is not looked at.
+    tensors: list[CheckedTensor]
+    reached: str
+
+
+class Deferred:
+    """Runs operations, records each with checks of its outputs, and judges them in their order when told to.
+
+    A storage is judged as a whole: of a tensor that covers part of it, the rest is not checked.
 
     Args:
-        verdicts: what judges.
+        verdicts: the register of what is not finite.
+        contexts: gathers what an event needs.
     """
 
-    verdicts: Verdicts
-    records: list[Record] = field(default_factory=list)
-    _checks: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    _latest: dict[int, tuple[int, StorageWeakRef]] = field(default_factory=dict)
+    def __init__(self, verdicts: Verdicts, contexts: Contexts) -> None:
+        self._verdicts = verdicts
+        self._contexts = contexts
+        self._records: list[Record | Arrival] = []
+        self._checks: list[tuple[Tensor, Tensor]] = []
+        self._latest: dict[int, tuple[int, StorageWeakRef]] = {}
 
-    def part(self, name: str, tensor: Tensor, key: int | None, reference: StorageWeakRef | None, fresh: bool) -> Part:
-        """Return a tensor's part in a record, and check it if it is `fresh` or has never been checked."""
-        check = None
+    def run(self, func: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation and return its output. To be called by `__torch_dispatch__` alone."""
+        frame = sys._getframe(2)
+        # Before the operation runs: of an input that it overwrites, the check must be of the old values.
+        inputs = [self._checked(name, tensor, fresh=False) for name, tensor in operation.read(args, kwargs)]
+        out = func(*args, **kwargs)
+        # Results always get a new check: a storage's last one was of its old values.
+        written = operation.written_ids(args, kwargs)
+        results = [self._result(tensor, id(tensor) in written) for tensor in operation.results(args, kwargs, out)]
+        stack = sources.look_at_stack(frame) if graph_task() == -1 else None
+        context = self._contexts.of(operation, worst_number(args, kwargs), frame, stack)
+        self._records.append(Record(context, inputs, results))
+        # A number that goes to Python has made the accelerator wait in any case.
+        if len(self._records) >= _MOST or operation.short == "_local_scalar_dense":
+            self.flush()
+            self._verdicts.sweep()
+            self._verdicts.raise_news()
+        return out
+
+    def arrive(self, tensors: Iterable[Tensor], reached: str) -> None:
+        """Record that `tensors` are a loss or a gradient."""
+        checked = [self._checked(reached, tensor, fresh=False) for tensor in tensors]
+        self._records.append(Arrival(checked, reached))
+
+    def constant(self, execution: Execution, frame: FrameType) -> None:
+        """Do nothing: a constant is seen when an operation reads it, as coming from outside."""
+
+    def begin_update(self, parameters: Iterable[Tensor]) -> None:
+        """Do nothing: parameters are checked when they are read."""
+
+    def flush(self) -> None:
+        """Read all checks, with one synchronisation for each dtype and device, and judge the records."""
+        with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
+            records, self._records = self._records, []  # first: judging may raise
+            bounds = _read(self._checks)
+            for record in records:
+                if isinstance(record, Arrival):
+                    self._arrive(record)
+                else:
+                    self._judge(record, bounds)
+            # Storages that were finite get a new check when they are read next; the others are in the register.
+            self._checks, self._latest = [], {}
+
+    def _checked(self, name: str, tensor: Tensor, fresh: bool) -> CheckedTensor:
+        """Return what is kept of a tensor, and check it if it is `fresh` or its storage has no check yet."""
+        key, reference, check = storage_key(tensor), reference_to(tensor), None
         if (fresh or key not in self._latest) and (values := values_of(tensor)) is not None and values.numel():
             check = len(self._checks)
             low, high = torch.aminmax(values)
             self._checks.append((low, high))
+            # The reference keeps the key from being used for another storage before the flush.
             if key is not None and reference is not None:
                 self._latest[key] = check, reference
         elif key is not None and key in self._latest and not fresh:
             check = self._latest[key][0]
         dtype = str(tensor.dtype).removeprefix("torch.")
-        return Part(name, dtype, tuple(tensor.shape), key, reference, check)
+        return CheckedTensor(name, dtype, tuple(tensor.shape), key, reference, check)
 
-    def flush(self) -> None:
-        """Fetch all checks, with one synchronisation for each dtype, and judge the records in their order."""
-        records, self.records = self.records, []
-        bounds = _fetch(self._checks)
-        for record in records:
-            if record.place:
-                self._reach(record)
-            else:
-                self._judge(record, bounds)
-        self._forget()
+    def _result(self, tensor: Tensor, written: bool) -> CheckedTensor:
+        result = self._checked("output", tensor, fresh=True)
+        if written:
+            result.parameter = tensor.is_leaf and tensor.requires_grad
+            result.whole = result.key is not None and covers_storage(tensor)
+        return result
 
-    def _forget(self) -> None:
-        """Drop the checks; storages that live on and were finite need no new one."""
-        self._checks = []
-        self._latest = {}
-
-    def _reach(self, record: Record) -> None:
-        for part in record.inputs:
-            value = self.verdicts.values.get(part.key) if part.key is not None else None
-            if value:
-                self.verdicts.reach(value, record.place, hold_scaled=True)
+    def _arrive(self, arrival: Arrival) -> None:
+        for tensor in arrival.tensors:
+            if tensor.key in self._verdicts.values:
+                self._verdicts.reach(self._verdicts.values[tensor.key], arrival.reached, hold_scaled=True)
 
     def _judge(self, record: Record, bounds: list[Bounds]) -> None:
-        def state(part: Part) -> State:
-            return bounds[part.check].state if part.check is not None else State.FINITE
-
-        def summaries(parts: Iterable[Part]) -> tuple[Summary, ...]:
-            return tuple(part.summary(bounds[part.check] if part.check is not None else None) for part in parts)
-
-        def describe(origin: str) -> Event:
-            source, forward = record.locate()
-            return Event(
-                operation=record.operation.name,
-                phase=record.phase,
-                module=record.module,
-                source=source,
-                forward=forward,
-                stack=(),
-                step=record.step,
-                kind="NaN"
-                if max(map(state, record.results)) == State.NAN
-                else "overflow"
-                if record.scaled
-                else "unknown",
-                origin=origin,
-                inputs=summaries(record.inputs),
-                outputs=summaries(part for part in record.results if state(part) > State.FINITE)[:1],
-            )
-
-        values = self.verdicts.values
-        inputs = [Operand(part.key, part.reference, self._input_state(part, state(part))) for part in record.inputs]
+        context, values = record.context, self._verdicts.values
+        inputs = [Operand(tensor.key, tensor.reference, tensor.state(bounds)) for tensor in record.inputs]
+        for operand in inputs:
+            if operand.key in values:  # the check may be older than what is known
+                operand.state = values[operand.key].state
         results = [
             Operand(
-                part.key,
-                part.reference,
-                state(part),
-                overwritten=part.whole and part.key in values,
-                parameter=part.parameter,
+                tensor.key,
+                tensor.reference,
+                tensor.state(bounds),
+                overwritten=tensor.whole and tensor.key in values,
+                parameter=tensor.parameter,
             )
-            for part in record.results
+            for tensor in record.results
         ]
-        known = [values[operand.key] for operand in inputs if operand.key in values]
-        if not known and all(operand.state == State.FINITE for operand in inputs + results):
-            return
-        if record.operation.short == "abs" and known:
-            self.verdicts.share(known[0], results[0])
-        elif record.operation.unscales:
-            for value in known:
-                self.verdicts.handle(value)
-        else:
-            call = Call(
-                operation=record.operation,
-                inputs=inputs,
-                results=results,
-                numbers=record.numbers,
-                allowed=record.allowed,
-                accumulating=record.accumulating,
-                engine=record.engine,
-                scaled=record.scaled,
-                line=lambda: record.locate()[0],
-                describe=describe,
-            )
-            self.verdicts.judge(call)
 
-    def _input_state(self, part: Part, checked: State) -> State:
-        value = self.verdicts.values.get(part.key) if part.key is not None else None
-        return value.state if value else checked
+        def evidence(origin: str) -> Evidence:
+            return _evidence(record, bounds)
+
+        known = any(operand.key in values for operand in inputs)
+        if known or any(operand.state > State.FINITE for operand in inputs + results):
+            self._verdicts.decide(Call(context, inputs, results, evidence))
 
 
-def _fetch(checks: list[tuple[Tensor, Tensor]]) -> list[Bounds]:
+def _evidence(record: Record, bounds: list[Bounds]) -> Evidence:
+    """Return what the checks say of an operation; without its tensors, its kind is a guess."""
+    outputs = [tensor for tensor in record.results if tensor.state(bounds) > State.FINITE]
+    kind = "overflow" if record.context.scaled else "unknown"
+    if any(tensor.state(bounds) == State.NAN for tensor in outputs):
+        kind = "NaN"
+    inputs = tuple(tensor.summary(bounds) for tensor in record.inputs)
+    return Evidence(kind, inputs, tuple(tensor.summary(bounds) for tensor in outputs[:1]))
+
+
+def _read(checks: list[tuple[Tensor, Tensor]]) -> list[Bounds]:
     """Return the numbers behind the checks."""
-    found: list[Bounds] = [Bounds(0.0, 0.0)] * len(checks)
+    bounds = [_UNCHECKED] * len(checks)
     groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    # torch.stack takes one dtype and device; .tolist() is the only wait for the device.
     for index, (low, _) in enumerate(checks):
         groups.setdefault((low.dtype, low.device), []).append(index)
     for indices in groups.values():
         stacked = torch.stack([bound for index in indices for bound in checks[index]]).tolist()
         for position, index in enumerate(indices):
-            found[index] = Bounds(stacked[2 * position], stacked[2 * position + 1])
-    return found
+            bounds[index] = Bounds(stacked[2 * position], stacked[2 * position + 1])
+    return bounds

@@ -1,4 +1,4 @@
-"""Is a tensor finite? A cheap answer for every operation, an exact one where the cheap one says no."""
+"""Whether a tensor is finite: a cheap test for every operation, and an exact one where the cheap test fails."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Half-precision sums of finite elements overflow easily, so they are taken in float32.
 _SUM_AS = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
@@ -23,7 +24,7 @@ _sum = torch.sum
 
 
 class State(IntEnum):
-    """The worst that a tensor holds."""
+    """The worst element of a tensor; a larger state is worse."""
 
     FINITE = 0
     INFINITE = 1
@@ -31,18 +32,19 @@ class State(IntEnum):
 
 
 def looks_finite(tensor: Tensor) -> bool:
-    """Return True only if all elements are finite; False may also mean that their sum overflows, or that none is known.
+    """Return True only if all elements are finite; False may also mean that their sum overflows or can't be taken.
 
-    A sum with an infinite or NaN term is infinite or NaN, whatever the order of summation, and is the cheapest
-    reduction there is.
+    A sum with an infinite or NaN term is infinite or NaN in any order of summation, and a sum is the cheapest
+    reduction.
     """
     dtype = _SUM_AS.get(tensor.dtype)
     if dtype is None:
         return not tensor.dtype.is_floating_point
     try:
         total = _sum(tensor, dtype=dtype).item()
-    except RuntimeError:  # no sum for this layout, or no value: `state_of` knows what to do
+    except RuntimeError:  # this layout has no sum, or the tensor no values: `state_of` handles both
         return False
+    # inf - inf and NaN - NaN are NaN; this form also works for a complex total, which math.isfinite refuses.
     return bool(total - total == 0)
 
 
@@ -52,32 +54,40 @@ def state_of(tensor: Tensor) -> State:
     if values is None or values.numel() == 0 or looks_finite(values):
         return State.FINITE
     low, high = (bound.item() for bound in torch.aminmax(values))
-    if math.isnan(low):  # aminmax gives NaN for both if there is one
+    if math.isnan(low):  # a single NaN makes both bounds NaN
         return State.NAN
     return State.INFINITE if math.isinf(low) or math.isinf(high) else State.FINITE
 
 
 def values_of(tensor: Tensor) -> Tensor | None:
-    """Return the real, dense, floating-point values of a tensor, or None where it has none that can be read."""
+    """Return the real, floating-point, dense values of a tensor, of any shape, or None where none can be read."""
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_quantized:
         return None
     try:
         tensor = tensor.detach()
         if tensor.is_nested:
-            return torch.cat([values.flatten() for part in tensor.unbind() if (values := values_of(part)) is not None])
-        if tensor.layout == torch.sparse_coo:
-            tensor = tensor._values()
-        elif tensor.layout != torch.strided and tensor.layout != torch._mkldnn:  # type: ignore[attr-defined]  # no stub
-            tensor = tensor.values()
-        elif tensor.layout != torch.strided:
-            tensor = tensor.to_dense()
+            parts = [values_of(part) for part in tensor.unbind()]
+            return torch.cat([part.flatten() for part in parts if part is not None])
+        tensor = _dense(tensor)
         if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
             return None
         if tensor.is_complex():
             tensor = torch.view_as_real(tensor.resolve_conj())
+        # There are no reductions for the formats of eight bits.
         return tensor.float() if tensor.dtype.itemsize == 1 else tensor
     except (RuntimeError, TypeError):
         return None
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """Return a tensor's values as a strided tensor; of a sparse one, those that it stores."""
+    if tensor.layout == torch.strided:
+        return tensor
+    if tensor.layout == torch.sparse_coo:
+        return tensor._values()  # values() refuses a tensor that is not coalesced
+    if tensor.layout == torch._mkldnn:  # type: ignore[attr-defined]  # no stub
+        return tensor.to_dense()
+    return tensor.values()
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -116,11 +126,11 @@ class Summary:
         name: the argument's name in the operation's schema, with its index where the argument is a list.
         dtype: such as "float32"; "number" for a Python scalar.
         shape: the tensor's; None for a number.
-        minimum, maximum: of the elements that are finite; None where there is none, or where they were overwritten.
-        nan, infinite, zero: how many elements are.
-        offending: the elements that met where the output first is not finite (up to three), for an operation that
-            works element by element or keeps the shape.
-        exact: whether the elements were counted; else a count of 1 means that there are some.
+        minimum, maximum: of the finite elements; None where there are none, or where they were overwritten.
+        nan, infinite, zero: the number of such elements.
+        offending: the elements at the output's first non-finite positions (up to three), for an operation that works
+            element by element or keeps the shape.
+        exact: whether the elements were counted; if not, a count of 1 means "some".
     """
 
     name: str
@@ -147,8 +157,14 @@ class Summary:
         return text
 
 
-def summarise(name: str, tensor: Tensor, places: Tensor | None = None) -> Summary:
-    """Return what `tensor` holds; `places` are flat indices into its values that are of interest."""
+def summarise(name: str, tensor: Tensor, indices: Tensor | None = None) -> Summary:
+    """Return what a tensor holds.
+
+    Args:
+        name: what to call it.
+        tensor: of any shape, layout and dtype.
+        indices: flat indices of the elements to report as `offending`.
+    """
     dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
     values = values_of(tensor)
     if values is None or values.numel() == 0:
@@ -164,7 +180,7 @@ def summarise(name: str, tensor: Tensor, places: Tensor | None = None) -> Summar
         nan=int(torch.isnan(values).sum()),
         infinite=int(torch.isinf(values).sum()),
         zero=int((finite == 0).sum()),
-        offending=tuple(values.flatten()[places].tolist()) if places is not None else (),
+        offending=tuple(values.flatten()[indices].tolist()) if indices is not None else (),
     )
 
 
@@ -175,8 +191,8 @@ def summarise_number(name: str, number: float) -> Summary:
     return Summary(name, "number", None, None, None, int(number != number), int(number == number), 0, (float(number),))
 
 
-def places_of(tensor: Tensor, limit: int = 3) -> Tensor | None:
-    """Return the flat indices of the first elements that are not finite; None if there are none to be read."""
+def nonfinite_indices(tensor: Tensor, limit: int = 3) -> Tensor | None:
+    """Return the flat indices of the first non-finite elements, shape (limit,) or shorter; None if there are none."""
     values = values_of(tensor)
     if values is None or values.shape != tensor.shape:
         return None
@@ -185,7 +201,7 @@ def places_of(tensor: Tensor, limit: int = 3) -> Tensor | None:
 
 
 def overlap(source: Tensor, result: Tensor) -> bool:
-    """Return whether `result` is not finite anywhere that `source` (broadcast to its shape) is not; True if unknown."""
+    """Return whether `source` (broadcast) and `result` have a common non-finite position; True if unknown."""
     try:
         return bool((~torch.isfinite(source.detach().expand_as(result)) & ~torch.isfinite(result.detach())).any())
     except (RuntimeError, NotImplementedError):
@@ -193,7 +209,7 @@ def overlap(source: Tensor, result: Tensor) -> bool:
 
 
 def swallowed(source: Tensor, result: Tensor) -> bool:
-    """Return whether `result` is finite anywhere that `source` (broadcast to its shape) is not; False if unknown."""
+    """Return whether `result` is finite at a position where `source` (broadcast) is not; False if unknown."""
     try:
         return bool((~torch.isfinite(source.detach().expand_as(result)) & torch.isfinite(result.detach())).any())
     except (RuntimeError, NotImplementedError):

@@ -1,55 +1,31 @@
-"""What an ATen operation does with memory, as far as its schema and its name say."""
+"""What an ATen operation does with its arguments and outputs, as far as its schema and its name tell."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
+from xor_study.autopsy.finiteness import State, numbers_in, state_of_number, tensors_in
 
 _UNINITIALISED = {
-    "empty",
-    "empty_like",
-    "empty_permuted",
-    "empty_quantized",
-    "empty_strided",
-    "new_empty",
-    "new_empty_strided",
-    "resize_",
-    "resize_as_",
-    "set_",
+    *("empty", "empty_like", "empty_permuted", "empty_quantized", "empty_strided", "new_empty"),
+    *("new_empty_strided", "resize_", "resize_as_", "set_"),
 }
 _OVERWRITING = {
-    "bernoulli_",
-    "cauchy_",
-    "copy_",
-    "exponential_",
-    "fill_",
-    "geometric_",
-    "log_normal_",
-    "normal_",
-    "random_",
-    "uniform_",
-    "zero_",
+    *("bernoulli_", "cauchy_", "copy_", "exponential_", "fill_", "geometric_", "log_normal_", "normal_"),
+    *("random_", "uniform_", "zero_"),
 }
 _INSPECTING = {
-    "allclose",
-    "eq",
-    "equal",
-    "ge",
-    "gt",
-    "is_nonzero",
-    "isfinite",
-    "isinf",
-    "isnan",
-    "isneginf",
-    "isposinf",
-    "le",
-    "lt",
-    "ne",
-    "signbit",
+    *("allclose", "eq", "equal", "ge", "gt", "is_nonzero", "isfinite", "isinf", "isnan", "isneginf", "isposinf"),
+    *("le", "lt", "ne", "signbit"),
 }
 _MOVING = {"_to_copy", "cat", "clone", "contiguous", "copy_", "index_select", "neg", "stack"}
+# No rule in a schema says this; the list is from reading the operations' definitions.
 _DISCARDING = {
     # choose among values
     *("aminmax", "amax", "amin", "argmax", "argmin", "argsort", "cummax", "cummin", "fmax", "fmin", "gather", "index"),
@@ -64,7 +40,9 @@ _DISCARDING = {
     *("threshold", "_log_softmax", "_safe_softmax", "_softmax", "bernoulli", "_scaled_dot_product_attention_math"),
     *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention"),
 }
+# They pad with zeros, so their outputs hold the inputs' values and nothing new.
 _SHAPE_ONLY = {"select_backward", "slice_backward"}
+# Their further outputs are saved for the backward: statistics, indices, workspaces.
 _PRIVATE = ("_", "native_", "cudnn_", "miopen_", "mkldnn_")
 _NUMBERS = {"Tensor", "number", "float", "Optional[number]", "Optional[float]"}
 _WITHOUT_VALUES = {"profiler", "prim", "c10d", "_c10d_functional"}
@@ -78,23 +56,23 @@ class Operation:
         name: such as "aten.log.default".
         short: such as "log".
         names: of its arguments, in the order of the schema.
-        checked: whether its output may hold values that none of its inputs held (a view's cannot, and uninitialised
-            memory's mean nothing; asking about values, as `isnan` and `==` do, is not reading them either).
+        checked: whether its output may hold values that none of its inputs held. A view's cannot, uninitialised memory
+            has no meaning, and asking about values, as `isnan` and `==` do, does not count as reading them.
         creates: whether it makes values from no tensor's values (`full`, `rand_like`).
-        pointwise: whether each output element depends on the input elements in the same place alone.
+        pointwise: whether each output element depends only on the input elements at the same index.
         moves: whether its output holds its inputs' elements, only elsewhere.
-        discards: whether code uses it to be rid of infinities (masks, `where`, softmax, squashing functions), so that
-            one which does not come out again is no failure; 1 / infinity = 0 is.
+        discards: whether code uses it to get rid of infinities (masks, `where`, softmax, squashing functions), so that
+            an infinity which disappears in it is not a failure. In 1 / infinity = 0 it is.
         written: names of the arguments that it writes.
         updated: those of `written` whose old values it reads first.
         private: whether outputs after the first are for torch's own backward, not for a user.
         repeatable: whether running it again on copies changes nothing (no random numbers, no writing).
         unscales: whether it is GradScaler's check of the gradients.
         updates_scale: whether it ends GradScaler's step.
-        returns_written: whether all that it writes is among what it returns.
+        returns_written: whether it returns all that it writes.
         plain: whether it returns one tensor and writes none.
         numbers: names of the arguments that are numbers which enter the values.
-        positions: where an argument stands that may be given by position.
+        positions: index of each argument that may be given by position.
     """
 
     name: str
@@ -127,6 +105,59 @@ class Operation:
         given += [(f"argument {i}", value) for i, value in enumerate(args[len(self.names) :], len(self.names))]
         return given + list(kwargs.items())
 
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors whose old values the operation reads, with their names: "self", "tensors[2]"."""
+        outs = [self.argument(name, args, kwargs) for name in self.written if name not in self.updated]
+        unread = {id(tensor) for tensor in tensors_in(outs)}
+        for name, argument in self.named(args, kwargs):
+            listed = isinstance(argument, list | tuple)
+            for i, tensor in enumerate(tensors_in(argument)):
+                if id(tensor) not in unread:
+                    yield (f"{name}[{i}]" if listed else name), tensor
+
+    def written_ids(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:
+        """Return the ids of the tensors that the operation writes."""
+        return {id(tensor) for name in self.written for tensor in tensors_in(self.argument(name, args, kwargs))}
+
+    def results(self, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Tensor]:
+        """Yield the outputs, and the arguments that the operation wrote without returning them."""
+        yield from tensors_in(out)
+        if not self.returns_written:
+            for name in self.written:
+                yield from tensors_in(self.argument(name, args, kwargs))
+
+
+class Execution(NamedTuple):
+    """An operation that has run.
+
+    Attributes:
+        func: the `OpOverload` or higher-order operator.
+        operation: what is known of it.
+        args, kwargs: what it was called with.
+        out: what it returned.
+        before: by id, copies of the tensors that it overwrote, or only their state where they were large.
+    """
+
+    func: Any
+    operation: Operation
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    before: Mapping[int, Tensor | State]
+
+    def results(self) -> list[Tensor]:
+        """Return the outputs, and the arguments that it wrote without returning them."""
+        return list(self.operation.results(self.args, self.kwargs, self.out))
+
+    def written_ids(self) -> set[int]:
+        """Return the ids of the tensors that it wrote."""
+        return self.operation.written_ids(self.args, self.kwargs)
+
+
+def worst_number(args: tuple[Any, ...], kwargs: dict[str, Any]) -> State:
+    """Return the worst state of the Python numbers among arguments."""
+    return max(map(state_of_number, numbers_in([*args, *kwargs.values()])), default=State.FINITE)
+
 
 def describe(func: Any) -> Operation:
     """Return what is known of `func`, an `OpOverload` or a higher-order operator."""
@@ -134,40 +165,57 @@ def describe(func: Any) -> Operation:
     if schema is None:
         return Operation(str(func), getattr(func, "__name__", str(func)), private=True)
     namespace, short = schema.name.split("::")
-    written = tuple(a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write)
-    outs = {a.name for a in schema.arguments if a.is_out}
-    updated = () if short in _OVERWRITING else tuple(name for name in written if name not in outs)
-    aliases = [r.alias_info is not None for r in schema.returns]
-    view = bool(aliases) and all(aliases) and not written
-    tensors = any("Tensor" in str(a.type) for a in schema.arguments)
-    creates = not tensors or short.endswith("_like") or short.startswith("new_")
-    inspects = short in _INSPECTING or short.startswith("logical_")
-    unchecked = (
-        view
-        or creates
-        or inspects
-        or short in _UNINITIALISED
-        or short in _SHAPE_ONLY
-        or namespace in _WITHOUT_VALUES
-        or (not schema.returns and not written)
-    )
+    arguments = schema.arguments
+    written, outs = _names(arguments, _is_written), _names(arguments, attrgetter("is_out"))
+    updated = tuple(sorted({*written} - {*outs}, key=written.index))
+    creates = _creates(schema, short)
     return Operation(
         name=str(func),
         short=short,
-        names=tuple(a.name for a in schema.arguments),
-        checked=not unchecked,
+        names=tuple(argument.name for argument in arguments),
+        checked=not (creates or _computes_nothing(schema, namespace, short, written)),
         creates=creates and short not in _UNINITIALISED,
         pointwise=torch.Tag.pointwise in func.tags,
         moves=short in _MOVING,
         discards=short in _DISCARDING,
         written=written,
-        updated=updated,
+        updated=() if short in _OVERWRITING else updated,
         private=not written and short.startswith(_PRIVATE) and not short.startswith("_foreach_"),
         repeatable=torch.Tag.nondeterministic_seeded not in func.tags and not outs and namespace == "aten",
         unscales=short == "_amp_foreach_non_finite_check_and_unscale_",
         updates_scale=short == "_amp_update_scale_",
-        returns_written=not written or any(r.alias_info is not None and r.alias_info.is_write for r in schema.returns),
+        returns_written=not written or any(map(_is_written, schema.returns)),
         plain=not written and len(schema.returns) == 1,
-        numbers=frozenset(a.name for a in schema.arguments if str(a.type).rstrip("?") in _NUMBERS),
-        positions={a.name: i for i, a in enumerate(schema.arguments) if not a.kwarg_only},
+        numbers=frozenset(_names(arguments, lambda argument: str(argument.type).rstrip("?") in _NUMBERS)),
+        positions={argument.name: i for i, argument in enumerate(arguments) if not argument.kwarg_only},
+    )
+
+
+def _names(arguments: Sequence[Any], chosen: Callable[[Any], bool]) -> tuple[str, ...]:
+    return tuple(argument.name for argument in arguments if chosen(argument))
+
+
+def _is_written(argument: Any) -> bool:
+    """Return whether the operation writes an argument, or returns one that it has written."""
+    return argument.alias_info is not None and bool(argument.alias_info.is_write)
+
+
+def _creates(schema: Any, short: str) -> bool:
+    """Return whether the outputs' values depend on no tensor's values."""
+    takes_tensors = any("Tensor" in str(argument.type) for argument in schema.arguments)
+    return not takes_tensors or short.endswith("_like") or short.startswith("new_")
+
+
+def _computes_nothing(schema: Any, namespace: str, short: str, written: tuple[str, ...]) -> bool:
+    """Return whether an operation gives no new values: views, questions about values, uninitialised memory."""
+    aliases = [output.alias_info is not None for output in schema.returns]
+    is_view = bool(aliases) and all(aliases) and not written
+    inspects = short in _INSPECTING or short.startswith("logical_")
+    return (
+        is_view
+        or inspects
+        or short in _UNINITIALISED
+        or short in _SHAPE_ONLY
+        or namespace in _WITHOUT_VALUES
+        or not (schema.returns or written)
     )

@@ -1,21 +1,28 @@
-"""What an autopsy found: events, the steps before them, and the story as text."""
+"""What `autopsy` yields: events, the steps before them, and the story as text."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from xor_study.autopsy.finiteness import Summary
 from xor_study.autopsy.sources import Source
 
+COMPILED = (
+    "code under torch.compile ran uncompiled while it was watched: effects of its fused kernels alone (their rounding, "
+    "their order of operations) were not seen"
+)
+
 
 @dataclass
 class Event:
-    """An operation that made something not finite, and whose value was not discarded.
+    """An operation that gave a non-finite value which had an effect.
 
     Attributes:
         operation: such as "aten.log.default".
@@ -24,18 +31,18 @@ class Event:
         source: the line, also as `filename`, `lineno` and `code`. For a backward operation it is that of the forward
             call it belongs to, except where the user's own Python made it (a custom function's `backward`, a hook).
         forward: for a backward operation, the line of the forward call it belongs to, if known.
-        stack: the user's lines that led to it, innermost first.
+        stack: the user's lines that led to it, innermost first; empty with batched checks.
         step: counted from 1; step k ends with the k-th optimizer step.
         kind: "overflow" (finite in float64), "infinite" (in float64 too), "NaN", or "unknown".
         origin: "operation"; or, for values that were not finite when first seen, "outside", and "constant" for those
             that the code itself asked for, such as a mask's -inf.
         inputs: what went in.
-        outputs: what came out.
-        reached: where it was found again: "loss", "gradient", "parameter", "Python number", "swallowed" (as in
+        outputs: the first output that is not finite.
+        reached: what the value reached: "loss", "gradient", "parameter", "Python number", "swallowed" (as in
             x / infinity = 0) or "unread".
-        path: the first operations, each on another line, that carried the value on.
-        count: how often the same operation on the same line was at fault.
-        order: of the candidates, as they arose.
+        path: the first operations, each on another line, that passed the value on.
+        count: the number of times that the same operation on the same line was at fault.
+        order: the number of its candidate, by which events of one step are sorted.
     """
 
     operation: str
@@ -71,8 +78,8 @@ class Event:
 
     def __str__(self) -> str:
         module = f", in {self.module}" if self.module else ""
-        place = f"{self.source}: {self.code}" if self.source else "at a line unknown"
-        return f"{self.operation} ({self.phase}, step {self.step}{module}) {_did(self)}, {place}"
+        line = f"{self.source}: {self.code}" if self.source else "at an unknown line"
+        return f"{self.operation} ({self.phase}, step {self.step}{module}) {_did(self)}, {line}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -86,9 +93,9 @@ class StepSummary:
     Attributes:
         step: counted from 1.
         loss: of the last `backward()` on a scalar (before GradScaler's scaling), or None.
-        gradient_norm: over all parameters of the optimizers that stepped, as they found it.
-        largest: per module, the largest absolute value that its forward gave.
-        skipped: whether GradScaler left the optimizer's step out.
+        gradient_norm: over all parameters of the optimizer that stepped last, before its step.
+        largest: by module, the largest absolute value of its outputs.
+        skipped: whether GradScaler skipped the optimizer's step.
     """
 
     step: int
@@ -113,13 +120,13 @@ class StepSummary:
 
 @dataclass
 class NearMiss:
-    """Something that only came near.
+    """A finite output that came near a limit of its format or activation.
 
     Attributes:
         kind: "overflow", "subnormal" or "saturated".
-        operation, module, source, step: of its first time.
-        value: the worst: the largest absolute value, or the share of elements.
-        count: how often.
+        operation, module, source, step: of the first occurrence.
+        value: the worst occurrence: the largest absolute value, or the share of elements, from 0 to 1.
+        count: the number of occurrences.
     """
 
     kind: str
@@ -140,7 +147,7 @@ class NearMiss:
 
 
 class NonFiniteError(FloatingPointError):
-    """Raised at an event where `on_event="raise"`; `event` and `report` say all that is known."""
+    """Raised at an event if `on_event="raise"`; `event` is the event and `report` the report so far."""
 
     def __init__(self, report: Report) -> None:
         super().__init__(f"{report.events[0]}\n{report.story}")
@@ -149,16 +156,19 @@ class NonFiniteError(FloatingPointError):
 
 
 class Report:
-    """What is known so far; complete after the `with` block.
+    """What an autopsy has found so far; complete after the `with` block.
 
     Attributes:
-        events: confirmed candidates in the order in which they arose.
-        handled: overflows of a scaled loss's gradient that GradScaler caught by skipping the step; no events.
-        near_misses: what came near, where that was asked for.
+        events: in the order in which their operations ran.
+        handled: overflows of a scaled loss's gradient that GradScaler caught by skipping the step; not events.
+        near_misses: if `near_misses` was set.
         history: the last steps, the oldest first.
-        discarded: how often a value that was not finite was made and then discarded, by operation and line.
-        notes: what could not be seen.
-        operations: how many operations were watched.
+        discarded: the number of non-finite values that were made and then discarded, by operation and line.
+        notes: what the autopsy could not see.
+        operations: the number of operations that were watched.
+
+    Args:
+        keep: the number of last steps in `history`.
     """
 
     def __init__(self, keep: int) -> None:
@@ -178,7 +188,7 @@ class Report:
 
     @contextmanager
     def allow(self) -> Iterator[None]:
-        """Within this block any operation may give what it likes, and so may its backward."""
+        """Exempt all operations in this block, and their backward."""
         self.allowing += 1
         try:
             yield
@@ -186,7 +196,7 @@ class Report:
             self.allowing -= 1
 
     def note(self, text: str) -> None:
-        """Say once what could not be seen."""
+        """Add a note, unless it is there already."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -197,6 +207,21 @@ class Report:
 
     def __str__(self) -> str:
         return self.story
+
+    def __repr__(self) -> str:
+        text = f"Report: {_count(len(self.events), 'event')}"
+        if self.history:
+            text += f" in {_count(self.history[-1].step, 'step')}"
+        if self.first is None:
+            return f"<{text}, {_count(self.operations, 'operation')}>"
+        source = self.first.source
+        line = f"{Path(source.label).name}:{source.lineno}: {source.code}" if source else "an unknown line"
+        return f"<{text}; first: {self.first.operation} ({self.first.phase}, step {self.first.step}) at {line}>"
+
+    def _repr_html_(self) -> str:
+        import html  # rarely needed, and costs a tenth of what the package takes to import
+
+        return f"<pre>{html.escape(self.story)}</pre>"
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON (not finite numbers included)."""
@@ -211,36 +236,34 @@ class Report:
 
 
 def _order(value: float) -> float:
-    return float("inf") if value != value else value
+    return math.inf if value != value else value
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _did(event: Event) -> str:
     nan = sum(summary.nan for summary in event.outputs)
-    infinite = sum(summary.infinite for summary in event.outputs)
-    elements = sum(_numel(summary) for summary in event.outputs)
     if not all(summary.exact for summary in event.outputs):
         return "made NaN" if nan else "made infinities"
-    counts = [f"{count} {word}" for count, word in ((nan, "NaN"), (infinite, "infinite")) if count]
-    made = (
-        " and ".join(counts) + f" of {elements} element{'s' if elements != 1 else ''}"
-        if counts
-        else "values not finite"
-    )
+    values = _values(event, nan)
     if event.origin == "outside":
-        return f"is the first to read values that came in from outside already not finite; it gave {made}"
+        return f"is the first to read values that came in from outside and were not finite; it gave {values}"
     if event.origin == "constant":
-        return f"put in {made}, as the code asks"
-    return f"made {made}"
+        return f"put in {values}, as the code asks"
+    return f"made {values}"
 
 
-def _numel(summary: Summary) -> int:
-    count = 1
-    for size in summary.shape or ():
-        count *= size
-    return count
+def _values(event: Event, nan: int) -> str:
+    """Return the number of outputs that are not finite, of an event whose elements were counted."""
+    infinite = sum(summary.infinite for summary in event.outputs)
+    elements = sum(math.prod(summary.shape or ()) for summary in event.outputs)
+    counts = [f"{count} {word}" for count, word in ((nan, "NaN"), (infinite, "infinite")) if count]
+    return f"{' and '.join(counts)} of {_count(elements, 'element')}" if counts else "values not finite"
 
 
-def _place(source: Source | None, indent: str = "  ") -> list[str]:
+def _source_lines(source: Source | None, indent: str = "  ") -> list[str]:
     if source is None:
         return [f"{indent}(line unknown)"]
     lines = [f"{indent}{source}, in {source.function}"]
@@ -266,43 +289,52 @@ _ENDS = {
 
 
 def _story(report: Report) -> list[str]:
-    event = report.first
-    if event is None:
+    if report.first is None:
         lines = [f"Nothing went wrong in {report.operations} operations."]
     else:
-        lines = _event_story(event)
-        before = [summary for summary in report.history if summary.step <= event.step]
-        if before:
-            lines += ["Before it:", *(f"  {summary}" for summary in before[-8:])]
-        if len(report.events) > 1:
-            lines.append("After it:")
-            lines += [f"  {later}" for later in report.events[1:6]]
-            lines += [f"  and {len(report.events) - 6} more"] if len(report.events) > 6 else []
+        lines = [*_event_story(report.first), *_surroundings(report, report.first)]
     if report.handled:
-        lines.append(f"Overflows of the scaled loss that GradScaler handled, no events: {len(report.handled)}, such as")
+        overflows = _count(len(report.handled), "overflow")
+        lines.append(f"GradScaler handled {overflows} of the scaled loss (not events), such as")
         lines.append(f"  {report.handled[-1]}")
     lines += [f"Near miss: {miss}" for miss in report.near_misses]
     lines += [f"Note: {note}" for note in report.notes]
     return lines
 
 
-def _event_story(event: Event) -> list[str]:
+def _surroundings(report: Report, event: Event) -> Iterator[str]:
+    """Yield the steps before the first event, and the later events."""
+    before = [summary for summary in report.history if summary.step <= event.step]
+    if before:
+        yield "Before it:"
+        yield from (f"  {summary}" for summary in before[-8:])
+    if len(report.events) > 1:
+        yield "After it:"
+        yield from (f"  {later}" for later in report.events[1:6])
+    if len(report.events) > 6:
+        yield f"  and {len(report.events) - 6} more"
+
+
+def _event_story(event: Event) -> Iterator[str]:
     module = f" in {event.module}" if event.module else ""
-    lines = [f"Step {event.step}, {event.phase}{module}: {event.operation} {_did(event)}."]
-    lines += _place(event.source)
+    yield f"Step {event.step}, {event.phase}{module}: {event.operation} {_did(event)}."
+    yield from _source_lines(event.source)
     if event.forward and event.forward != event.source:
-        lines += ["  in the backward of", *_place(event.forward, "    ")]
-    lines += [f"  called from {source}: {source.code}" for source in event.stack if source != event.source]
-    lines += ["Inputs:", *(f"  {summary}" for summary in event.inputs)] if event.inputs else []
-    lines += ["Outputs:", *(f"  {summary}" for summary in event.outputs)] if event.outputs else []
+        yield "  in the backward of"
+        yield from _source_lines(event.forward, "    ")
+    yield from (f"  called from {source}: {source.code}" for source in event.stack if source != event.source)
+    yield from _titled("Inputs:", event.inputs)
+    yield from _titled("Outputs:", event.outputs)
     if event.origin == "operation" and event.kind in _REASONS:
-        lines.append(_REASONS[event.kind])
-    if event.path:
-        lines.append("The value went on through:")
-        lines += [
-            f"  {operation}  {source}: {source.code}" if source else f"  {operation}"
-            for operation, source in event.path
-        ]
-    reached = [f"a {place}" for place in event.reached if place not in _ENDS]
-    lines += [f"It reached {', '.join(reached)}."] if reached else []
-    return lines + [_ENDS[place] for place in event.reached if place in _ENDS]
+        yield _REASONS[event.kind]
+    steps = [f"{name}  {source}: {source.code}" if source else name for name, source in event.path]
+    yield from _titled("The value went on through:", steps)
+    reached = [f"a {what}" for what in event.reached if what not in _ENDS]
+    if reached:
+        yield f"It reached {', '.join(reached)}."
+    yield from (_ENDS[what] for what in event.reached if what in _ENDS)
+
+
+def _titled(title: str, items: Sequence[object]) -> list[str]:
+    """Return a title and its items, indented; nothing without items."""
+    return [title, *(f"  {item}" for item in items)] if items else []

@@ -1,8 +1,10 @@
-"""Source lines: which line of the user's code an operation belongs to, found by walking Python's frames."""
+"""Which line of the user's code an operation belongs to, found by walking Python's frames."""
 
 from __future__ import annotations
 
 import linecache
+import re
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -14,6 +16,11 @@ import torch
 
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent)
+_STANDARD = Path(linecache.__file__).parent
+# What runs a notebook's cells or a script stands below every line of the user's, and tells nothing.
+_RUNNERS = (str(_STANDARD / "asyncio"), str(_STANDARD / "runpy.py"))
+_INSTALLED_RUNNERS = re.compile(r"(site|dist)-packages[/\\](IPython|ipykernel|tornado)[/\\]")
+_CELL = re.compile(r"<ipython-input-(\d+)-|[/\\]ipykernel_\d+[/\\]\d+\.py$")
 _USER, _LIBRARY, _SCALER, _UPDATE, _PRINTING, _GRAPH, _ROOT, _FUNCTION, _COMPILER = range(9)
 _SPECIAL = {
     "amp/grad_scaler.py": _SCALER,
@@ -34,9 +41,9 @@ class Source:
     Attributes:
         filename: as Python knows it.
         lineno: counted from 1.
-        function: the name of the function it stands in.
-        code: the line itself, without its indentation; empty where the source is not to be had.
-        columns: where in `code` the call stands (start, end), if known.
+        function: the name of the function that it is part of.
+        code: the line itself, without its indentation; empty if the source is not available.
+        columns: the call's range in `code` (start, end), if known.
     """
 
     filename: str
@@ -46,17 +53,31 @@ class Source:
     columns: tuple[int, int] | None = None
 
     def __str__(self) -> str:
-        return f"{self.filename}:{self.lineno}"
+        return f"{self.label}:{self.lineno}"
+
+    @property
+    def label(self) -> str:
+        """The file's name for a reader: of a notebook's cell, "cell [3]" instead of a file that doesn't exist."""
+        cell = _CELL.search(self.filename)
+        number = cell and (cell[1] or _execution_count(self.filename))
+        return f"cell [{number}]" if number else self.filename
+
+
+def _execution_count(filename: str) -> int | None:
+    """Return the number in front of a cell, which IPython keeps by the name of the cell's file, or None."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    numbers: dict[str, int] = getattr(getattr(shell, "compile", None), "_filename_map", {})
+    return numbers.get(filename)
 
 
 class Site(NamedTuple):
-    """Where a forward operation was called: cheap to take, resolved to a `Source` only when asked for.
+    """The call of an operation: cheap to take, resolved to a `Source` only when asked for.
 
     Attributes:
         code: the code object of the user's frame.
         instruction: offset of its current instruction, in bytes.
         module: name of the innermost running `torch.nn.Module`, or None.
-        allowed: whether it stands in a block that the user allowed.
+        allowed: whether the call is in a block that the user exempted.
     """
 
     code: CodeType
@@ -70,24 +91,36 @@ class Site(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """What a look at the whole stack says; taken only where something is not finite."""
+    """What the whole stack says; it is walked only if something is not finite.
+
+    Attributes:
+        sources: the user's lines, innermost first.
+        scaler: whether it passes through GradScaler.
+        update: whether it passes through an optimizer's update or the clipping of gradients.
+        printing: whether it passes through the printing of a tensor.
+        compiled: whether it passes through code under torch.compile.
+    """
 
     sources: tuple[Source, ...]
     scaler: bool
     update: bool
     printing: bool
-    root: bool
     compiled: bool
 
 
 def kind_of(filename: str) -> int:
-    """Return what a file is to us: the user's, torch's own, or one of those that mean something."""
+    """Return what a file is: the user's, torch's, or one of torch's in `_SPECIAL`."""
     kind = _kinds.get(filename)
     if kind is None:
-        kind = _LIBRARY if filename.startswith((_TORCH, _HERE, "<frozen")) or filename == "<string>" else _USER
-        kind = _SPECIAL.get(filename[len(_TORCH) + 1 :], kind) if filename.startswith(_TORCH) else kind
-        _kinds[filename] = kind
+        kind = _kinds[filename] = _new_kind(filename)
     return kind
+
+
+def _new_kind(filename: str) -> int:
+    if filename.startswith(_TORCH):
+        return _SPECIAL.get(filename[len(_TORCH) + 1 :], _LIBRARY)
+    internal = filename.startswith((_HERE, "<frozen", *_RUNNERS)) or filename == "<string>"
+    return _LIBRARY if internal or _INSTALLED_RUNNERS.search(filename) else _USER
 
 
 def user_frame(frame: FrameType | None) -> FrameType | None:
@@ -101,6 +134,7 @@ def user_frame(frame: FrameType | None) -> FrameType | None:
             kind = kind_of(filename)
         if kind == _USER:
             return frame
+        # Below it are the lines that called `backward`: they did not call this operation, the engine did.
         if kind == _GRAPH and code.co_name == "_engine_run_backward":
             return None
         frame = frame.f_back
@@ -124,15 +158,16 @@ def outer_user_frame(frame: FrameType | None) -> FrameType | None:
 
 
 def look_at_stack(frame: FrameType | None) -> Stack:
-    """Return the user's lines, innermost first, and which special rooms of torch the stack passes through."""
+    """Return the user's lines, innermost first, and through which special files of torch the stack passes."""
     sources, seen, names = [], set(), set()
     while frame is not None:
         kind = kind_of(frame.f_code.co_filename)
         seen.add(kind)
         if kind == _USER:
             sources.append(_source(frame.f_code, frame.f_lasti))
-        elif kind in (_ROOT, _COMPILER):
+        elif kind == _COMPILER:
             names.add(frame.f_code.co_name)
+        # Eight lines are enough for a report, and a deep recursion would make each look slow.
         if kind in (_USER, _GRAPH) and len(sources) >= 8:
             break
         frame = frame.f_back
@@ -141,7 +176,6 @@ def look_at_stack(frame: FrameType | None) -> Stack:
         scaler=_SCALER in seen,
         update=_UPDATE in seen,
         printing=_PRINTING in seen,
-        root="_make_grads" in names,
         compiled="compile_wrapper" in names,
     )
 
@@ -165,17 +199,23 @@ def source_of(frame: FrameType) -> Source:
     return _source(frame.f_code, frame.f_lasti)
 
 
-@lru_cache(maxsize=4096)
 def _source(code: CodeType, instruction: int) -> Source:
+    # Code objects of the same text compare equal though their files differ, as two cells' do.
+    return _source_in(code.co_filename, code, instruction)
+
+
+@lru_cache(maxsize=4096)
+def _source_in(filename: str, code: CodeType, instruction: int) -> Source:
+    # Two bytes an instruction: co_positions() yields one entry for each.
     position = next(islice(code.co_positions(), max(instruction, 0) // 2, None), (None, None, None, None))
     lineno, end_lineno, start, end = position
     lineno = lineno or code.co_firstlineno
-    line = linecache.getline(code.co_filename, lineno)
+    line = linecache.getline(filename, lineno)
     text = line.strip()
     columns = None
     if text and start is not None and end is not None and end_lineno == lineno:
         indent = len(line) - len(line.lstrip())
-        raw = line.encode()
+        raw = line.encode()  # columns count UTF-8 bytes
         first, last = len(raw[:start].decode()) - indent, len(raw[:end].decode()) - indent
         columns = (first, last) if 0 <= first < last <= len(text) and (first, last) != (0, len(text)) else None
-    return Source(code.co_filename, lineno, code.co_name, text, columns)
+    return Source(filename, lineno, code.co_name, text, columns)

@@ -1,26 +1,31 @@
-"""From candidate to event: where a value that is not finite goes, and whether anything of it is left.
+"""From candidate to event: where a non-finite value goes, and whether it has any effect.
 
 Each storage that holds such a value is registered with the candidates that its value comes from. An operation that
-reads it hands these on to outputs that are not finite; where all are finite, it has discarded them. A candidate is
-confirmed where a value of it reaches a loss, a gradient, a parameter or a Python number, is dropped or left without
-having been read, or is swallowed by arithmetic: x / infinity = 0 after other operations have handed the infinity on.
+reads it hands them on to its non-finite outputs; where all outputs are finite, it has discarded them. A candidate is
+confirmed when its value reaches a loss, a gradient, a parameter or a Python number, when nothing reads it before it is
+dropped or the block ends, or when arithmetic swallows it: x / infinity = 0 after other operations have handed the
+infinity on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from xor_study.autopsy.events import Call, Operand
 from xor_study.autopsy.finiteness import State, overlap, swallowed
-from xor_study.autopsy.operations import Operation
-from xor_study.autopsy.report import Event, Report
+from xor_study.autopsy.report import Event, NonFiniteError, Report
 from xor_study.autopsy.sources import Source
+from xor_study.autopsy.storage import storage_key
 
 _PATH = 6
+"""Operations on an event's path."""
+
 _EVENTS = 100
+"""Events in a report; what follows is counted only where the same line already has one."""
 
 
 @dataclass(eq=False)
@@ -28,11 +33,12 @@ class Candidate:
     """An operation that may have gone wrong.
 
     Attributes:
-        order: candidates are numbered as they arise.
-        event: all that is to be said of it.
-        state: the worst of its output.
+        order: its number; candidates are numbered as they arise.
+        event: what the report says of it once it is confirmed.
+        state: the worst state of its outputs.
         scaled: whether it overflowed in the backward of a loss scaled by GradScaler.
         settled: whether it has been confirmed, or handled by GradScaler.
+        lines: those that its path has, and its own.
     """
 
     order: int
@@ -44,22 +50,22 @@ class Candidate:
 
     @property
     def real(self) -> bool:
-        """Whether an operation made it, rather than the code's own infinities or the world outside."""
+        """Whether an operation made the value, rather than the code's own constants or the outside."""
         return self.event.origin == "operation"
 
 
 @dataclass(eq=False)
 class Value:
-    """What is known of a storage that is not finite.
+    """What is known of a storage that holds a non-finite value.
 
     Attributes:
         taint: the candidates it comes from, the earliest first.
         state: the worst it holds.
         references: to the storages that share the verdict.
-        made: whether an operation made it, rather than its coming from outside as it is.
-        carried: whether an operation that was no candidate itself has handed it on.
+        made: whether an operation made it; otherwise it was not finite when it was first seen.
+        carried: whether an operation that is not a candidate itself has handed it on.
         private: whether it is an output for torch's own use.
-        read: whether something has read it, to whatever end.
+        read: whether something has read it, for any purpose.
     """
 
     taint: tuple[Candidate, ...]
@@ -70,143 +76,126 @@ class Value:
     private: bool = False
     read: bool = False
 
+    @property
+    def real(self) -> list[Candidate]:
+        """The candidates that an operation made."""
+        return [candidate for candidate in self.taint if candidate.real]
+
     def alive(self) -> bool:
         """Return whether any of the storages still exists."""
         return not all(reference.expired() for reference in self.references)  # type: ignore[no-untyped-call]
 
 
-@dataclass(eq=False)
-class Operand:
-    """A tensor that an operation read or gave.
-
-    Attributes:
-        key: of its storage; None where it has none.
-        reference: to its storage, which keeps the key from being used again.
-        state: of its elements; of an input, before the operation.
-        tensor: it, or a copy from before it was overwritten; None where it is no longer at hand.
-        overwritten: whether the operation has written the whole storage, or left nothing in it that is not finite.
-        parameter: whether the operation wrote it and it is a leaf that requires a gradient.
-    """
-
-    key: int | None
-    reference: StorageWeakRef | None
-    state: State
-    tensor: Tensor | None = None
-    overwritten: bool = False
-    parameter: bool = False
-
-
-@dataclass(eq=False)
-class Call:
-    """One operation that read or gave something not finite.
-
-    Attributes:
-        operation: which.
-        inputs, results: its tensors.
-        numbers: the worst of its Python numbers.
-        allowed: whether the user allows it anything.
-        accumulating: whether autograd is adding to a leaf's gradient.
-        engine: whether it belongs to torch's own backward formula.
-        scaled: whether it works on a loss that GradScaler scaled, or on its gradients.
-        line: gives the culprit line.
-        describe: gives the event, for an origin.
-    """
-
-    operation: Operation
-    inputs: list[Operand]
-    results: list[Operand]
-    numbers: State
-    allowed: bool
-    accumulating: bool
-    engine: bool
-    scaled: bool
-    line: Callable[[], Source | None]
-    describe: Callable[[str], Event]
-
-    @property
-    def worst(self) -> State:
-        """The worst that came out."""
-        return max((result.state for result in self.results), default=State.FINITE)
-
-    @property
-    def given(self) -> State:
-        """The worst that went in."""
-        return max((operand.state for operand in self.inputs), default=self.numbers)
-
-    @property
-    def makes(self) -> bool:
-        """Whether it made something not finite of what was, or NaN of what was not NaN."""
-        given = max(self.given, self.numbers)
-        return self.worst > State.FINITE and (given == State.FINITE or (given < State.NAN == self.worst))
-
-
 class Verdicts:
-    """The register of storages that are not finite, and what is decided from it.
+    """The register of storages that are not finite, and the decisions that follow from it.
 
     Args:
         report: where events are entered.
+        raising: whether `raise_news` raises `NonFiniteError` after an event.
     """
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, raising: bool) -> None:
         self.report = report
         self.values: dict[int, Value] = {}
-        self.news = False
+        self.raising = raising
+        self._news = False
         self._count = 0
         self._known: dict[tuple[str, str, Source | None], Event] = {}
         self._pending: list[Candidate] = []
 
+    def of(self, tensor: Tensor) -> Value | None:
+        """Return what is known of a tensor's storage, if that is not finite."""
+        return self._of_key(storage_key(tensor))
+
+    def _of_key(self, key: int | None) -> Value | None:
+        return self.values.get(key) if key is not None else None
+
+    def decide(self, call: Call) -> None:
+        """Judge an operation, unless it only asks about values that are not finite."""
+        known = [value for value in (self._of_key(operand.key) for operand in call.inputs) if value]
+        if call.operation.short == "abs" and known:  # isinf and isfinite begin with it: asking is not reading
+            self.share(known[0], call.results[0])
+        elif call.operation.unscales:
+            for value in known:
+                self.handle(value)
+        else:
+            self.judge(call)
+
     def judge(self, call: Call) -> None:
         """Decide whether an operation is a candidate, and hand on what its inputs came from."""
+        taint, carried = self._read_all(call)
+        # While GradScaler may still handle an overflow, what follows from it is not accused: NaN from inf - inf is
+        # handled with it.
+        makes = call.makes and not call.context.allowed and not any(candidate.scaled for candidate in taint)
+        if makes:
+            event = call.event("operation")
+            scaled = call.context.scaled and event.kind == "overflow"
+            candidate = self._enter(event, call.worst, scaled)
+            # A mask's -inf is not to blame for what an operation makes of it.
+            taint = {earlier for earlier in taint if earlier.real} | {candidate}
+        elif self._is_constant(call, taint):
+            taint.add(self._enter(call.event("constant"), call.worst))
+        else:
+            self._carry(taint, call)
+        self._hand_on(call, taint, carried and not makes)
+
+    def _read_all(self, call: Call) -> tuple[set[Candidate], bool]:
+        """Return what the inputs hand on to the results, and whether that has been through another operation."""
         taint: set[Candidate] = set()
+        # A copy is the same value at another address: x / copy(infinity) is x / infinity as the code wrote it.
         carried = not call.operation.moves
         for operand in call.inputs:
             if operand.state > State.FINITE:
                 value = self._known_value(operand, call)
                 carried |= value.carried
                 taint |= self._read(operand, value, call)
-        makes = call.makes and not call.allowed and not any(candidate.scaled for candidate in taint)
-        if makes:
-            event = call.describe("operation")
-            candidate = self._enter(event, call.worst, scaled=call.scaled and event.kind == "overflow")
-            taint = {earlier for earlier in taint if earlier.real} | {candidate}
-        elif call.numbers > State.FINITE and not call.allowed and not any(candidate.real for candidate in taint):
-            taint.add(self._enter(call.describe("constant"), call.worst))
-        else:
-            self._carry(taint, call)
+        return taint, carried
+
+    def _is_constant(self, call: Call, taint: set[Candidate]) -> bool:
+        """Return whether the code itself gives an infinity or NaN as a Python number, and no operation has made one."""
+        given = call.context.numbers > State.FINITE and not call.context.allowed
+        return given and not any(candidate.real for candidate in taint)
+
+    def _hand_on(self, call: Call, taint: set[Candidate], carried: bool) -> None:
+        """Register the results that are not finite as coming from `taint`."""
         for index, result in enumerate(call.results):
+            # First forget what was overwritten: registering adds to what is known of the storage.
             if result.overwritten:
                 self.strike_off(result.key)
             if result.state > State.FINITE and taint:
                 private = call.operation.private and index > 0
-                value = self._register(result, taint, made=True, carried=carried and not makes, private=private)
+                value = self._register(result, taint, made=True, carried=carried, private=private)
                 if result.parameter:
                     self.reach(value, "parameter")
 
     def constant(self, call: Call) -> None:
-        """Enter what the code itself asks for, such as `full(-inf)`."""
-        candidate = self._enter(call.describe("constant"), call.worst)
+        """Enter a constant that the code itself asks for, such as `full(-inf)`."""
+        candidate = self._enter(call.event("constant"), call.worst)
         for result in call.results:
             self._register(result, {candidate}, made=False)
 
     def follow(self, operand: Operand, taint: set[Candidate]) -> Value:
-        """Enter a result as the mere consequence of `taint`."""
+        """Register a result as a consequence of `taint`."""
         return self._register(operand, taint, made=True, carried=True)
 
     def _known_value(self, operand: Operand, call: Call) -> Value:
         """Return what is known of an input that is not finite; if nothing is, it came in from outside."""
-        value = self.values.get(operand.key) if operand.key is not None else None
-        return value or self._register(operand, {self._enter(call.describe("outside"), operand.state)}, made=False)
+        value = self._of_key(operand.key)
+        return value or self._register(operand, {self._enter(call.event("outside"), operand.state)}, made=False)
 
     def _read(self, operand: Operand, value: Value, call: Call) -> set[Candidate]:
-        """Let a call read a value; return what it hands on to the call's results."""
-        operation = call.operation
-        if call.accumulating:
+        """Note that a call reads a value; return what the value hands on to the call's results."""
+        operation, context = call.operation, call.context
+        # Autograd adds to a leaf's gradient from the second backward on; the first is a view, see `Watch`.
+        if context.accumulating:
             self.reach(value, "gradient", hold_scaled=True)
         value.read = True
-        if value.carried and not (operation.discards or call.allowed or call.engine) and _swallows(operand, call):
-            self._carry([candidate for candidate in value.taint if candidate.real], call)
+        exempt = operation.discards or context.allowed or context.engine
+        if value.carried and not exempt and _swallows(operand, call):
+            self._carry(value.real, call)
             self.reach(value, "swallowed", only_real=True)
-        if operation.short == "_local_scalar_dense" and (value.made or any(c.real for c in value.taint)):
+        if operation.short == "_local_scalar_dense" and (value.made or value.real):
+            # Code may ask for an infinity on purpose, as a running minimum does, but hardly for NaN.
             self.reach(value, "Python number", only_real=operand.state < State.NAN)
         return set(value.taint) if _passes(operand, call) else set()
 
@@ -220,16 +209,18 @@ class Verdicts:
         self, operand: Operand, taint: set[Candidate], made: bool, carried: bool = False, private: bool = False
     ) -> Value:
         """Note that a storage is not finite, beside what was known of other parts of it."""
-        known = self.values.get(operand.key) if operand.key is not None else None
-        everything = sorted(taint | set(known.taint if known else ()), key=lambda candidate: candidate.order)
+        # A storage may have been written in part; the rest of it keeps its causes.
+        known = self._of_key(operand.key)
+        everything = taint | set(known.taint) if known else taint
+        ordered = tuple(sorted(everything, key=lambda candidate: candidate.order))
         references = [operand.reference] if operand.reference else []
-        value = Value(tuple(everything), operand.state, references, made, carried, private)
+        value = Value(ordered, operand.state, references, made, carried, private)
         if operand.key is not None:
             self.values[operand.key] = value
         return value
 
     def share(self, value: Value, operand: Operand) -> None:
-        """Let another storage have the same verdict as `value`."""
+        """Give another storage the same verdict as `value`."""
         if operand.key is not None and operand.reference is not None:
             value.references.append(operand.reference)
             self.values[operand.key] = value
@@ -237,78 +228,98 @@ class Verdicts:
     def strike_off(self, key: int | None) -> None:
         """Forget a storage that has been overwritten."""
         value = self.values.pop(key, None) if key is not None else None
+        # Overwritten before anything read it: as good as dropped.
         if value and not value.read:
             self._unread(value)
 
-    def reach(self, value: Value, place: str, hold_scaled: bool = False, only_real: bool = False) -> None:
-        """Confirm all that `value` comes from: it has reached `place`.
+    def arrive(self, tensors: Iterable[Tensor], reached: str) -> None:
+        """Confirm all that `tensors` come from: they are a loss or gradients.
 
         Args:
-            value: of a tensor found there.
-            place: as in `Event.reached`.
+            tensors: that may not be finite.
+            reached: as in `Event.reached`.
+        """
+        for value in filter(None, map(self.of, tensors)):
+            self.reach(value, reached, hold_scaled=True)
+
+    def reach(self, value: Value, reached: str, hold_scaled: bool = False, only_real: bool = False) -> None:
+        """Confirm all that a value comes from.
+
+        Args:
+            value: of a tensor that is a loss, a gradient, ...
+            reached: as in `Event.reached`.
             hold_scaled: leave out what GradScaler may still handle.
             only_real: leave out what no operation made.
         """
         value.read = True
-        real = [candidate for candidate in value.taint if candidate.real]
-        for candidate in real if real or only_real else value.taint:
+        for candidate in value.real if value.real or only_real else value.taint:
             if not (hold_scaled and candidate.scaled):
-                self._confirm(candidate, place)
+                self._confirm(candidate, reached)
 
     def handle(self, value: Value) -> None:
-        """GradScaler has found `value` in a gradient: what its scale caused is handled, the rest is not."""
+        """Note that GradScaler has seen a value in a gradient: it handles what its scale caused, not the rest."""
         for candidate in value.taint:
             if candidate.scaled and not candidate.settled:
                 candidate.settled = True
                 self.report.handled.append(candidate.event)
         self.reach(value, "gradient", hold_scaled=True)
 
-    def _confirm(self, candidate: Candidate, place: str) -> None:
-        """Make an event of a candidate, or count it where the same line has had its event."""
+    def _confirm(self, candidate: Candidate, reached: str) -> None:
+        """Make an event of a candidate, or count it where the same line already has one."""
         event = candidate.event
-        if place not in event.reached:
-            event.reached.append(place)
+        if reached not in event.reached:
+            event.reached.append(reached)
         if candidate.settled:
             return
         candidate.settled = True
+        # A loop fails on the same line in each step; one event with a count says so.
         same = self._known.setdefault((event.operation, event.phase, event.source), event)
         if same is not event:
             same.count += 1
         elif len(self.report.events) < _EVENTS:
             event.order = candidate.order
             self.report.events.append(event)
+            # Candidates are not confirmed in the order in which they arise.
             self.report.events.sort(key=lambda entered: (entered.step, entered.order))
-            self.news = True
+            self._news = True
 
     def _carry(self, taint: Iterable[Candidate], call: Call) -> None:
         """Note on the candidates' paths that an operation read their value."""
         for candidate in taint:
             path = candidate.event.path
-            if len(path) < _PATH and (source := call.line()) not in candidate.lines:
+            if len(path) < _PATH and (source := call.context.line) not in candidate.lines:
                 candidate.lines.add(source)
                 path.append((call.operation.name, source))
 
     def sweep(self, final: bool = False) -> None:
-        """Decide what has been dropped without being read; at the end, also what is left over."""
+        """Confirm what was dropped without being read; at the end also what remains unread."""
+        # An expired storage has been freed; its key may belong to another one soon.
         for key, value in list(self.values.items()):
             if final or not value.alive():
                 del self.values[key]
                 if not value.read:
                     self._unread(value, final)
         living = {candidate for value in self.values.values() for candidate in value.taint}
-        for candidate in self._pending:
-            if not candidate.settled and candidate not in living and candidate.real:
-                place = (candidate.event.operation, str(candidate.event.source))
-                self.report.discarded[place] = self.report.discarded.get(place, 0) + 1
-        self._pending = [candidate for candidate in self._pending if not candidate.settled and candidate in living]
+        pending = [candidate for candidate in self._pending if not candidate.settled]
+        self._pending = [candidate for candidate in pending if candidate in living]
+        for candidate in pending:
+            if candidate not in living and candidate.real:
+                line = (candidate.event.operation, str(candidate.event.source))
+                self.report.discarded[line] = self.report.discarded.get(line, 0) + 1
+
+    def raise_news(self) -> None:
+        """Raise `NonFiniteError` if there has been an event since the last call and events are to raise."""
+        if self.raising and self._news:
+            self._news = False
+            raise NonFiniteError(self.report)
 
     def _unread(self, value: Value, final: bool = False) -> None:
-        value.read = True
+        value.read = True  # decided now, whatever the outcome
         if value.private or not value.made:
             return
-        real = [candidate for candidate in value.taint if candidate.real]
+        # Infinite data that nothing reads is usual (padding); NaN is not.
         outside = [c for c in value.taint if c.event.origin == "outside" and c.state == State.NAN]
-        for candidate in real or outside:
+        for candidate in value.real or outside:
             if final or not candidate.scaled:  # GradScaler may still look at it
                 self._confirm(candidate, "unread")
 
@@ -318,6 +329,7 @@ def _passes(operand: Operand, call: Call) -> bool:
     results = [result.tensor for result in call.results if result.state > State.FINITE]
     if not call.operation.pointwise or operand.tensor is None:
         return bool(results)
+    # Element by element, an infinity that meets no bad result (behind a mask, say) is not the cause.
     return any(result is None or overlap(operand.tensor, result) for result in results)
 
 

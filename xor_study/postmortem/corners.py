@@ -15,24 +15,23 @@ from xor_study.model.gradients import clipped_gradient, exponential_sigmoid_grad
 from xor_study.training.step import Program
 
 NAMES = tuple(f"{x1}{x2}" for x1, x2 in CORNERS)
-"""The corners as one writes them: 00, 01, 10, 11."""
+"""The corners' names: 00, 01, 10, 11."""
 
 
 @dataclass(frozen=True)
 class Corners:
-    """One network on the four corners; each of shape (4,) but for the hidden layer's, (4, width).
+    """A network on the four corners; all of shape (4,) except the hidden layer's, (4, width).
 
     Attributes:
         preactivation: of the hidden units.
-        hidden: what they give.
-        hidden_slope: the derivative of the hidden activation there.
+        hidden: their outputs.
+        hidden_slope: the derivative of the hidden activation.
         logit: z.
         prediction: p.
         loss: of one sample.
-        upstream: the derivative, with respect to p, of one sample's share of the batch's mean loss; NaN where the loss
-            does not look at p.
+        upstream: the derivative of loss / batch size with respect to p; NaN if the loss does not depend on p.
         slope: the derivative of p with respect to z, by the rule that the loss uses.
-        gradient: the derivative of that share with respect to z.
+        gradient: the derivative of loss / batch size with respect to z.
         right: whether the corner is on its target's side.
     """
 
@@ -52,8 +51,8 @@ def corners(program: Program, loss_parameters: Mapping[str, Any], parameters: Te
     """Return what a network computes on the four corners.
 
     Args:
-        program: what it is.
-        loss_parameters: of its loss.
+        program: the run's program.
+        loss_parameters: the arguments of its loss, by name.
         parameters: all of the network's, shape (width,), on the program's device.
     """
     network, target = program.network, program.target
@@ -73,7 +72,7 @@ def corners(program: Program, loss_parameters: Mapping[str, Any], parameters: Te
     prediction = network.output_activation(logit)
     upstream = _derivative(lambda p: share(logit, p), prediction)
     slope = _derivative(network.output_activation, logit)
-    if not loss_parameters.get("logits_visible", True):  # whose own backward goes from the loss to z in one step
+    if not loss_parameters.get("logits_visible", True):  # its backward goes to z in one step and bypasses p
         one = torch.tensor(1 / program.batch, dtype=logit.dtype, device=logit.device)
         squared = loss_parameters["clip_gradient"] == "squared"
         upstream = clipped_gradient(prediction, target, one, squared=squared)
@@ -94,7 +93,7 @@ def corners(program: Program, loss_parameters: Mapping[str, Any], parameters: Te
 
 
 def _derivative(function: Any, at: Tensor) -> Tensor:
-    """Return the derivative of a function that works element by element, NaN where it does not look at its input."""
+    """Return the derivative of a function that works element by element; NaN if it does not depend on its input."""
     leaf = at.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         value = function(leaf)

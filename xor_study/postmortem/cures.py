@@ -1,4 +1,4 @@
-"""What would have prevented it: the run again, with one switch."""
+"""What would have prevented a failure: the run repeated with one setting changed."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import Any
 
 from xor_study.analysis.statistics import wilson
 from xor_study.errors import show
+from xor_study.model import losses
 from xor_study.model.losses import LOSSES
 from xor_study.model.optimizers import OPTIMIZERS
 from xor_study.postmortem.chain import Link
-from xor_study.postmortem.replay import Found, Settings, compiles, optional, trained
+from xor_study.postmortem.replay import Settings, TrainedRun, compiles, optional, trained
 from xor_study.training.outcome import OUTCOMES, Detail
 from xor_study.training.spec import RunSpec, key_of
 from xor_study.training.table import table_of
 
 SEEDS = 100
-"""So many runs of each switch, seeds from 0, where lanes can train them."""
+"""Runs of each switch, with seeds from 0, if lanes can train them."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """How many runs came to one outcome, with Wilson's 95 % interval."""
+    """The number of runs with one outcome, of `n`, with Wilson's 95 % interval of their share."""
 
     count: int
     n: int
@@ -32,15 +33,15 @@ class Share:
 
 @dataclass(frozen=True)
 class Cure:
-    """What came of a run with one switch.
+    """A run with one switch, and its outcome.
 
     Attributes:
-        switch: as one would type it; empty for the run as it is.
-        link: the link of the chain that it is meant to break; None for the run as it is.
-        outcome: of the very run.
-        first_nonfinite_step, solved_step: of it.
-        prevents: what the switch spares this run: "failure" (it is solved), "NaN", "divergence", or "nothing".
-        shares: of each outcome over some seeds; None where these were not run.
+        switch: as on the command line; empty for the run without a change.
+        link: the link of the chain that it is meant to break; None for the run without a change.
+        outcome: of the run with its seed.
+        first_nonfinite_step, solved_step: of the run with its seed.
+        prevents: "failure" (the run is solved), "NaN", "divergence", or "nothing".
+        shares: of each outcome over some seeds; None if these were not run.
     """
 
     switch: str
@@ -53,7 +54,7 @@ class Cure:
 
 
 Candidate = tuple[tuple[str, ...], dict[str, Any]]
-"""The links that a switch may break, the first that the story has, and the fields it sets."""
+"""The links that a switch may break (the first that the chain has counts), and the fields that it sets."""
 
 _WIDER: dict[str, tuple[str, ...]] = {
     "float16": ("bfloat16", "float32"),
@@ -62,6 +63,12 @@ _WIDER: dict[str, tuple[str, ...]] = {
     "float64": (),
 }
 _HIDDEN = ("tanh", "leaky_relu")
+_NAIVE = losses.binary_cross_entropy_naive.__name__
+_GUARDED = (
+    losses.binary_cross_entropy_with_logits.__name__,
+    losses.binary_cross_entropy.__name__,
+    losses.binary_cross_entropy_clipped.__name__,
+)
 
 
 def candidates(spec: RunSpec, links: Sequence[Link]) -> Iterator[Candidate]:
@@ -81,13 +88,13 @@ def _of_loss(spec: RunSpec) -> Iterator[Candidate]:
             yield ("sign", "wrong"), {"loss_clip_gradient": "correct"}
         if spec.loss_sigmoid_gradient == "exponential":
             yield ("operation", "wrong"), {"loss_sigmoid_gradient": "stable"}
-    elif spec.loss.startswith("binary_cross_entropy"):
-        for guarded in ("binary_cross_entropy_with_logits", "binary_cross_entropy", "binary_cross_entropy_clipped"):
-            naive = spec.loss == "binary_cross_entropy_naive" or guarded.endswith("with_logits")
-            if guarded != spec.loss and naive and spec.activation_output in LOSSES[guarded].outputs:
+    elif spec.loss in (_NAIVE, *_GUARDED):
+        # Where one guard fails, another guard is not a cure; computing from the logits may be.
+        for guarded in _GUARDED if spec.loss == _NAIVE else _GUARDED[:1]:
+            if guarded != spec.loss and spec.activation_output in LOSSES[guarded].outputs:
                 yield ("operation", "mask", "wrong"), {"loss": guarded}
-    elif spec.loss == "mean_squared_error":
-        yield ("operation", "diverged"), {"loss": "huber"}
+    elif spec.loss == losses.mean_squared_error.__name__:
+        yield ("operation", "diverged"), {"loss": losses.huber.__name__}
 
 
 def _against_explosion(spec: RunSpec, links: Sequence[Link]) -> Iterator[Candidate]:
@@ -128,23 +135,23 @@ def _other_optimizer(spec: RunSpec) -> dict[str, Any]:
     return {"optimizer": name, "lr": OPTIMIZERS[name].lr}
 
 
-def cures(found: Found, links: Sequence[Link], settings: Settings, seeds: int | None) -> list[Cure]:
-    """Run a failed run again with one switch each, and the run as it is first.
+def cures(run: TrainedRun, links: Sequence[Link], settings: Settings, seeds: int | None) -> list[Cure]:
+    """Train a failed run without a change, and then with one switch at a time.
 
     Args:
-        found: the run.
+        run: the run.
         links: of its chain.
         settings: how to train.
-        seeds: how many seeds each switch is tried on beside the run's own; None for 100 where lanes can train them and
-            none elsewhere.
+        seeds: the number of seeds, from 0, that each switch is tried on beside the run's seed; None for 100 if lanes
+            can train them, else 0.
     """
     order = [link.name for link in links]
-    result = [_cure(found.spec, found.outcome, {}, None, settings, seeds)]
-    for names, fields in candidates(found.spec, links):
+    result = [_cure(run.spec, run.outcome, {}, None, settings, seeds)]
+    for names, fields in candidates(run.spec, links):
         link = next((name for name in names if name in order), None)
-        changed = found.spec.replace(**fields)
-        if link is not None and changed != found.spec:
-            result.append(_cure(changed, found.outcome, fields, link, settings, seeds))
+        changed = run.spec.replace(**fields)
+        if link is not None and changed != run.spec:
+            result.append(_cure(changed, run.outcome, fields, link, settings, seeds))
     return result
 
 
@@ -155,7 +162,7 @@ def _cure(
     count = (SEEDS if cheap else 0) if seeds is None else seeds
     table = table_of([spec, *(spec.replace(seed=seed) for seed in range(count))])
     runs = trained(table, settings, Detail()).runs
-    own, others = runs.iloc[0], runs.iloc[1:]
+    first, others = runs.iloc[0], runs.iloc[1:]
     shares = {}
     for outcome in OUTCOMES if count else ():
         hits = int((others["outcome"] == outcome).sum())
@@ -163,10 +170,10 @@ def _cure(
     return Cure(
         switch=" ".join(f"{key_of(field)}={show(value)}" for field, value in fields.items()),
         link=link,
-        outcome=str(own["outcome"]),
-        first_nonfinite_step=optional(own["first_nonfinite_step"]),
-        solved_step=optional(own["solved_step"]),
-        prevents=_prevented(before, str(own["outcome"])),
+        outcome=str(first["outcome"]),
+        first_nonfinite_step=optional(first["first_nonfinite_step"]),
+        solved_step=optional(first["solved_step"]),
+        prevents=_prevented(before, str(first["outcome"])),
         shares=shares or None,
     )
 

@@ -1,4 +1,4 @@
-"""Find where a run stops being finite with the fast engine, and do that part again with `plain`, under the watch."""
+"""Train a run with the fast engine, and repeat the steps around its onset with `plain` under the autopsy."""
 
 from __future__ import annotations
 
@@ -25,15 +25,22 @@ from xor_study.training.step import Internals, Observation
 from xor_study.training.table import table_of
 
 BEFORE, AFTER = 15, 5
-"""Steps that are watched before the event and, at most, after it."""
+"""Steps that are watched before the onset and, at most, after it."""
 
 MOST_STEPS = 10**6
-"""Of a run whose every step is kept: some hundred megabytes."""
+"""The longest run that is examined; every step is kept, which takes some hundred megabytes."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run trains with: `engine`, `device` and `threads` of `engines.train`, and what follows the progress."""
+    """How to train.
+
+    Attributes:
+        engine: as in `engines.train`.
+        device: as in `engines.train`.
+        threads: as in `engines.train`.
+        progress: called with the progress of each training.
+    """
 
     engine: str = AUTO
     device: str = "cpu"
@@ -41,14 +48,14 @@ class Settings:
     progress: Callable[[Progress], None] | None = None
 
     def engine_of(self, table: pd.DataFrame) -> str:
-        """Return which engine trains the runs of a table: of a single run, plain is faster than vmap."""
+        """Return the engine for the runs of a table: plain trains a single run faster than vmap does."""
         if self.engine != AUTO or self.device != "cpu":
             return self.engine
         return AUTO if len(table) > 1 or compiles(table) else "plain"
 
 
 def compiles(table: pd.DataFrame) -> bool:
-    """Return whether lanes, which trains a hundred runs in no time, can train those of a checked table."""
+    """Return whether lanes, which takes little time for a hundred runs, can train those of a checked table."""
     try:
         check_compilable(table, "cpu")
     except StudyError:
@@ -57,31 +64,31 @@ def compiles(table: pd.DataFrame) -> bool:
 
 
 def trained(runs: pd.DataFrame, settings: Settings, detail: Detail) -> Result:
-    """Return what came of the runs of a checked table."""
+    """Train the runs of a checked table."""
     engine = settings.engine_of(runs)
     threads = settings.threads if engine in (AUTO, "lanes") else None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FallbackWarning)  # the table says which engine it was
+        warnings.simplefilter("ignore", FallbackWarning)  # the result names the engine
         return train_table(
             runs, detail, engine=engine, device=settings.device, threads=threads, progress=settings.progress
         )
 
 
 @dataclass(frozen=True)
-class Found:
+class TrainedRun:
     """A run as the fast engine trained it.
 
     Attributes:
-        spec: what run.
+        spec: the run.
         result: with every step's history.
         cohort: of this run alone, on the CPU.
-        own: the parameters of its loss, optimizer and clipping, by group and name.
+        arguments: the arguments of its loss, optimizer and clipping, by group and name.
     """
 
     spec: RunSpec
     result: Result
     cohort: Cohort
-    own: Mapping[str, Mapping[str, Any]]
+    arguments: Mapping[str, Mapping[str, Any]]
 
     @property
     def outcome(self) -> str:
@@ -100,31 +107,31 @@ class Found:
 
     @property
     def steps(self) -> int:
-        """Steps the run takes."""
+        """The number of steps."""
         return int(self.spec.epochs * self.spec.iterations)
 
     def present(self, step: int) -> Tensor:
-        """Return whether each corner stands in the batch of a step, shape (4,)."""
+        """Return whether each corner is in the batch of a step, boolean of shape (4,)."""
         counts = self.cohort.batches.counts(np.array([0]), range(step, step + 1))[0, 0]
         return torch.from_numpy(counts > 0)
 
     def corners(self, parameters: Tensor) -> Corners:
         """Return what the run's network computes on the four corners with some parameters, shape (width,)."""
-        return corners(self.cohort.program, self.own["loss"], parameters)
+        return corners(self.cohort.program, self.arguments["loss"], parameters)
 
     @property
     def history(self) -> pd.DataFrame:
-        """What was noted of every step, by its number."""
+        """The measures of every step, indexed by its number."""
         assert self.result.history is not None
         return self.result.history.set_index("step")
 
 
 def optional(step: Any) -> int | None:
-    """Return a step number, or None where it is missing."""
+    """Return a step number, or None if it is missing."""
     return None if pd.isna(step) else int(step)
 
 
-def find(spec: RunSpec, settings: Settings) -> Found:
+def train_run(spec: RunSpec, settings: Settings) -> TrainedRun:
     """Train a run with the fast engine and keep every step.
 
     Raises:
@@ -136,19 +143,19 @@ def find(spec: RunSpec, settings: Settings) -> Found:
         raise StudyError(f"{given}: {steps} steps; the autopsy keeps every step, of at most {MOST_STEPS}")
     table = table_of([spec])
     (cohort,) = cohorts(table)
-    return Found(spec, trained(table, settings, Detail(every_step=True)), cohort, Training(cohort, 0).hyperparameters)
+    return TrainedRun(spec, trained(table, settings, Detail(every_step=True)), cohort, Training(cohort, 0).hyperparameters)
 
 
 @dataclass
 class Replay:
-    """Some steps of a run, done again with `plain`.
+    """Some steps of a run, repeated with `plain` under the autopsy.
 
     Attributes:
         first: the first step that was watched.
-        from_start: whether `plain` trained it from the start, or from the fast engine's parameters before `first`.
-        onset: the first step that is not finite here; None where all are finite.
-        report: of the watch; its steps are counted from `first`.
-        before: the parameters before each step that was watched, by number, shape (width,); also after the last.
+        from_start: whether `plain` trained from the start; otherwise from the fast engine's parameters before `first`.
+        onset: the first step that is not finite in the replay; None if all are finite.
+        report: the autopsy's; it counts steps from `first`.
+        before: the parameters before each watched step and after the last, by the step's number, shape (width,).
     """
 
     first: int
@@ -163,30 +170,30 @@ class Replay:
         return max(self.before) - 1
 
 
-def replay(found: Found, settings: Settings) -> Replay:
-    """Do again, with `plain` and watched, the steps around the one at which a run stops being finite.
+def replay_run(run: TrainedRun, settings: Settings) -> Replay:
+    """Repeat the steps around the one at which a run stops being finite.
 
-    An optimizer without memory starts from the fast engine's parameters just before; any other, or where `plain` then
-    parts from the fast engine, from the start of the run.
+    A run whose optimizer has no state starts from the fast engine's parameters a few steps before. Any other run, and
+    one whose onset differs then, starts from its beginning: engines round differently, so trajectories diverge.
     """
-    onset = found.onset
+    onset = run.onset
     assert onset is not None
     first = max(1, onset - BEFORE)
-    if first > 1 and not _has_memory(found.spec):
+    if first > 1 and not _has_memory(run.spec):
         snapshot = trained(
-            table_of([found.spec.replace(epochs=1, iterations=onset)]),
+            table_of([run.spec.replace(epochs=1, iterations=onset)]),
             settings,
             Detail(snapshots=frozenset([first - 1])),
         )
         start = {name: value[0] for name, value in snapshot.snapshots[first - 1].parameters.items()}
-        again = _watched(found, first, onset, start)
-        if again.onset == onset:
-            return again
-    again = _watched(found, first, onset, None)
-    if again.onset == onset:
-        return again
-    own_onset = _onset_of_plain(found, settings)
-    return again if own_onset is None else _watched(found, max(1, own_onset - BEFORE), own_onset, None)
+        replay = _watch(run, first, onset, start)
+        if replay.onset == onset:
+            return replay
+    replay = _watch(run, first, onset, None)
+    if replay.onset == onset:
+        return replay
+    onset_of_plain = _onset_of_plain(run, settings)
+    return replay if onset_of_plain is None else _watch(run, max(1, onset_of_plain - BEFORE), onset_of_plain, None)
 
 
 def _has_memory(spec: RunSpec) -> bool:
@@ -194,37 +201,38 @@ def _has_memory(spec: RunSpec) -> bool:
     return spec.optimizer != "sgd" or bool(spec.optimizer_momentum)
 
 
-def _watched(found: Found, first: int, onset: int, start: Mapping[str, Tensor] | None) -> Replay:
-    (cohort,) = cohorts(table_of([found.spec]), initial=start)
-    kept: dict[int, Tensor] = {}
+def _watch(run: TrainedRun, first: int, onset: int, start: Mapping[str, Tensor] | None) -> Replay:
+    (cohort,) = cohorts(table_of([run.spec]), initial=start)
+    after: dict[int, Tensor] = {}
 
     def keep(number: int, parameters: Tensor, internals: Internals) -> None:
-        kept[number + 1] = parameters[0].clone()
+        after[number + 1] = parameters[0].clone()
 
     training = Training(cohort, 0, keep)
     if start is None:
         for chunk in range(1, first, CHUNK):
             training.take(range(chunk, min(chunk + CHUNK, first)))
-    before, own_onset = {first: training.parameters().clone()}, None
+    before, onset_of_plain = {first: training.parameters().clone()}, None
     with autopsy(keep=BEFORE + AFTER + 1) as report:
-        for step in range(first, min(onset + AFTER, found.steps) + 1):
-            (noted,) = training.take(range(step, step + 1), report.allow)
-            if own_onset is None and not is_finite(noted):
-                own_onset = step
-            if not torch.isfinite(kept[step + 1]).any():
+        for step in range(first, min(onset + AFTER, run.steps) + 1):
+            # What only serves the measures may overflow without the training being at fault, so it is exempt.
+            (observation,) = training.take(range(step, step + 1), report.allow)
+            if onset_of_plain is None and not is_finite(observation):
+                onset_of_plain = step
+            if not torch.isfinite(after[step + 1]).any():
                 break
-    before |= {step: value for step, value in kept.items() if step > first}
-    return Replay(first, start is None, own_onset, report, before)
+    before |= {step: value for step, value in after.items() if step > first}
+    return Replay(first, start is None, onset_of_plain, report, before)
 
 
-def _onset_of_plain(found: Found, settings: Settings) -> int | None:
+def _onset_of_plain(run: TrainedRun, settings: Settings) -> int | None:
     """Return at which step `plain` stops being finite from the start, or None."""
-    table = table_of([found.spec])
+    table = table_of([run.spec])
     onset = trained(table, Settings("plain", progress=settings.progress), Detail()).runs["first_nonfinite_step"]
     return optional(onset.iloc[0])
 
 
-def is_finite(noted: Observation) -> bool:
-    """Return whether a step's loss, gradient and update are finite, as `outcome.Recorder` judges it."""
-    values = torch.stack([noted.loss, noted.max_abs_grad, noted.max_abs_parameter])
+def is_finite(step: Observation) -> bool:
+    """Return whether a step's loss, gradient and update are finite, by the rule for a run's outcome."""
+    values = torch.stack([step.loss, step.max_abs_grad, step.max_abs_parameter])
     return bool(torch.isfinite(values).all())

@@ -1,0 +1,242 @@
+"""The one builder of calls and events, for checks that are read at once and for those that are read later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from xor_study.autopsy import sources
+from xor_study.autopsy.finiteness import State, Summary
+from xor_study.autopsy.modules import Modules
+from xor_study.autopsy.operations import Operation
+from xor_study.autopsy.report import Event, Report
+from xor_study.autopsy.sites import Sites, accumulating, graph_task
+from xor_study.autopsy.sources import Site, Source, Stack
+
+
+@dataclass
+class LoopState:
+    """What the training loop is doing.
+
+    Attributes:
+        step: counted from 1.
+        updating: whether an optimizer's `step` is running.
+        scaled: whether the last scalar was a loss scaled by GradScaler.
+        unscaled: that loss before its scaling, until its backward starts.
+        root: the line that called the last `backward`.
+        nonfinite_parameters: ids of the parameters that were not finite before their optimizer's first step.
+    """
+
+    step: int = 1
+    updating: bool = False
+    scaled: bool = False
+    unscaled: Tensor | None = None
+    root: Source | None = None
+    nonfinite_parameters: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """All that a verdict or an event needs of an operation beside the values of its tensors.
+
+    Attributes:
+        operation: the operation.
+        numbers: the worst of its Python numbers.
+        allowed: whether the user exempts it.
+        accumulating: whether autograd is adding to a leaf's gradient.
+        engine: whether it belongs to torch's own backward formula.
+        scaled: whether it works on a loss that GradScaler scaled, or on its gradients.
+        phase: as in `Event`.
+        module: as in `Event`.
+        step: as in `Event`.
+        caller: the user's line that called it; None where autograd's engine did.
+        forward: in a backward, the line of the forward call it belongs to.
+        root: in a backward, the line that started it.
+        stack: as in `Event`.
+    """
+
+    operation: Operation
+    numbers: State
+    allowed: bool
+    accumulating: bool
+    engine: bool
+    scaled: bool
+    phase: str
+    module: str | None
+    step: int
+    caller: Site | None
+    forward: Site | None
+    root: Source | None
+    stack: tuple[Source, ...]
+
+    @property
+    def line(self) -> Source | None:
+        """The culprit line."""
+        site = self.caller or self.forward
+        return site.source() if site else self.root
+
+
+class Contexts:
+    """Gathers the context of an operation that is running.
+
+    Args:
+        modules: which module is running.
+        report: whether the user allows everything at present.
+        allowed: names of exempt operations, with or without overload.
+        sites: the lines that autograd's nodes belong to.
+        loop: what the training loop is doing.
+    """
+
+    def __init__(
+        self, modules: Modules, report: Report, allowed: frozenset[str], sites: Sites, loop: LoopState
+    ) -> None:
+        self.loop = loop
+        self._modules = modules
+        self._report = report
+        self._allowed = allowed
+        self._sites = sites
+
+    def of(
+        self,
+        operation: Operation,
+        numbers: State,
+        frame: FrameType,
+        stack: Stack | None,
+        lines: tuple[Source, ...] = (),
+    ) -> Context:
+        """Return the context of an operation.
+
+        Args:
+            operation: the operation.
+            numbers: the worst of its Python numbers.
+            frame: its caller.
+            stack: what a look at the whole stack says; may be None in a backward.
+            lines: of the user's code on that stack, for the event.
+        """
+        backward = graph_task() != -1
+        caller = self._caller(frame)
+        forward = self._sites.of_backward() if backward else None
+        return Context(
+            operation=operation,
+            numbers=numbers,
+            allowed=self._is_allowed(operation, forward),
+            accumulating=accumulating(),
+            engine=backward and caller is None,
+            scaled=self.loop.scaled and (backward or self.loop.unscaled is not None),
+            phase="backward" if backward or stack is None else self._phase(stack),
+            module=forward.module if forward else self._modules.current,
+            step=self.loop.step,
+            caller=caller,
+            forward=forward,
+            root=self.loop.root if backward else None,
+            stack=lines,
+        )
+
+    def locate(self, frame: FrameType) -> tuple[Source | None, str | None]:
+        """Return the culprit line and the module of the operation that is running."""
+        forward = self._sites.of_backward() if graph_task() != -1 else None
+        site = self._caller(frame) or forward
+        root = self.loop.root if graph_task() != -1 else None
+        return (site.source() if site else root), (forward.module if forward else self._modules.current)
+
+    def _caller(self, frame: FrameType) -> Site | None:
+        user = sources.user_frame(frame)
+        return Site(user.f_code, user.f_lasti, self._modules.current, False) if user else None
+
+    def _phase(self, stack: Stack) -> str:
+        updates = stack.update or stack.scaler or (self.loop.updating and not torch.is_grad_enabled())
+        return "optimizer" if updates else "forward"
+
+    def _is_allowed(self, operation: Operation, forward: Site | None) -> bool:
+        named = operation.name in self._allowed or operation.name.rpartition(".")[0] in self._allowed
+        return bool(self._report.allowing) or named or (forward is not None and forward.allowed)
+
+
+@dataclass(eq=False)
+class Operand:
+    """A tensor that an operation read or gave.
+
+    Attributes:
+        key: of its storage; None where it has none.
+        reference: to its storage; keeps the key from being used again.
+        state: of its elements; of an input, before the operation.
+        tensor: the tensor, or a copy from before it was overwritten; None where it is no longer at hand.
+        overwritten: whether the operation has written the whole storage, or left no non-finite value in it.
+        parameter: whether the operation wrote it and it is a leaf that requires a gradient.
+    """
+
+    key: int | None
+    reference: StorageWeakRef | None
+    state: State
+    tensor: Tensor | None = None
+    overwritten: bool = False
+    parameter: bool = False
+
+
+class Evidence(NamedTuple):
+    """What the values of a call's tensors say: `kind`, `inputs` and `outputs` of its `Event`."""
+
+    kind: str
+    inputs: tuple[Summary, ...]
+    outputs: tuple[Summary, ...]
+
+
+@dataclass(eq=False)
+class Call:
+    """One operation that read or gave something that is not finite.
+
+    Attributes:
+        context: all but the values.
+        inputs, results: its tensors.
+        evidence: returns what the values say, given the event's origin. It is costly, so only an event asks for it.
+    """
+
+    context: Context
+    inputs: list[Operand]
+    results: list[Operand]
+    evidence: Callable[[str], Evidence]
+
+    @property
+    def operation(self) -> Operation:
+        """The operation."""
+        return self.context.operation
+
+    @property
+    def worst(self) -> State:
+        """The worst state of its results."""
+        return max((result.state for result in self.results), default=State.FINITE)
+
+    @property
+    def makes(self) -> bool:
+        """Whether it turned finite inputs into inf or NaN, or inputs without NaN into NaN."""
+        given = max((operand.state for operand in self.inputs), default=State.FINITE)
+        given = max(given, self.context.numbers)
+        return self.worst > State.FINITE and (given == State.FINITE or (given < State.NAN == self.worst))
+
+    def event(self, origin: str) -> Event:
+        """Return the event that this call is, if a verdict says so.
+
+        Args:
+            origin: as in `Event`.
+        """
+        context = self.context
+        kind, inputs, outputs = self.evidence(origin)
+        return Event(
+            operation=context.operation.name,
+            phase=context.phase,
+            module=context.module,
+            source=context.line,
+            forward=context.forward.source() if context.forward else None,
+            stack=context.stack,
+            step=context.step,
+            kind=kind,
+            origin=origin,
+            inputs=inputs,
+            outputs=outputs,
+        )
