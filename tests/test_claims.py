@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from xor_study.analysis.cells import Study
-from xor_study.reproduce import REFERENCE, read_table
+from xor_study.study.reference import REFERENCE, read_table
 from xor_study.study.claims import AXON, CLAIMS, NEWEST, VERDICTS, Evidence, verdicts
 
 ARTICLE = """capacity symptom cause_learning_rate cause_initialization cause_loss cause_activation_pairing

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from xor_study.figures import FIGURES
-from xor_study.reproduce import REFERENCE, read_table
+from xor_study.study.reference import REFERENCE, read_table
 from xor_study.study.claims import CLAIMS
 from xor_study.study.report import CAPTIONS, MARKDOWN, PAGE
 

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xor_study.postmortem.corners import NAMES
 from xor_study.postmortem.explain import arithmetic, place_of, reason
 from xor_study.postmortem.replay import Found, Replay
 from xor_study.postmortem.words import each, number
+from xor_study.training.corners import NAMES
 from xor_study.training.outcome import threshold_losses
 
 WINDOW, CLIMB, JUMP = 10, 1.5, 3.0

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from xor_study.postmortem.chain import Link, chain, mask, start, threshold_loss
-from xor_study.postmortem.corners import NAMES, Corners
 from xor_study.postmortem.replay import Found, optional
 from xor_study.postmortem.words import each, number
+from xor_study.training.corners import NAMES, Corners
 from xor_study.training.outcome import tail_length
 
 SATURATED = 0.01

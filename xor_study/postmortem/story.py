@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 
 from xor_study.postmortem.chain import Link, chain
-from xor_study.postmortem.corners import NAMES
 from xor_study.postmortem.cures import Cure, cures
 from xor_study.postmortem.finite import standing
 from xor_study.postmortem.replay import Found, Replay, Settings, find, replay
+from xor_study.training.corners import NAMES
 from xor_study.training.outcome import OUTCOMES
 from xor_study.training.spec import RunSpec
 

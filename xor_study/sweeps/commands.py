@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from xor_study.analysis.shares import cells, compared, keys_of
+from xor_study.analysis.cells import cells, compared, keys_of
 from xor_study.errors import StudyError
 from xor_study.sweeps import records, terminal
 from xor_study.training.spec import KEYS
