@@ -9,6 +9,8 @@ from xor_study.model.losses import AXON_EPSILON, LOSSES
 from xor_study.training.spec import LARGEST
 
 LOSS = "axon_binary_cross_entropy"
+ADAM = "polaris_adam"
+"""What `:adam` is in Axon."""
 
 
 def _of_version(preset: str) -> dict[str, Any]:
@@ -30,7 +32,7 @@ REPAIRED = {key: LOSSES.parameters(LOSS)[key.removeprefix("loss.")].default for 
 SETTINGS: dict[str, dict[str, Any]] = {
     "SGD 0.01": {"optimizer": "sgd", "lr": 0.01},
     "SGD 0.1": {"optimizer": "sgd", "lr": 0.1},
-    "Adam 0.001": {"optimizer": "polaris_adam", "lr": 0.001},
+    "Adam 0.001": {"optimizer": ADAM, "lr": 0.001},
 }
 """The optimizers and rates that `study=mechanism` trains every combination of the switches with."""
 

@@ -176,6 +176,10 @@ class Cells:
             raise StudyError(f"the study has {len(matches)} cells with {wanted or 'the article'}, it takes one")
         return int(matches.index[0])
 
+    def row(self, **values: Any) -> pd.Series[Any]:
+        """Return the only cell that `where` finds, as its row of `cells`."""
+        return self.cells.iloc[self.one(**values)]
+
 
 class Study(Cells):
     """Runs and their cells.
@@ -231,7 +235,8 @@ def _summary(runs: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each cell: how many runs, how they ended, when, and medians of their measures."""
     grouped, counts = runs.groupby("cell", sort=True), _outcome_counts(runs, runs["cell"])
     columns: dict[str, Any] = {"n": counts.sum(axis=1)}
-    for outcome, count in counts.items():
+    for outcome in OUTCOMES:
+        count = counts[outcome]
         ends = np.array([wilson(int(k), int(n)) for k, n in zip(count, columns["n"], strict=True)])
         columns |= {f"{outcome}_runs": count, outcome: count / columns["n"]}
         columns |= {f"{outcome}_low": ends[:, 0], f"{outcome}_high": ends[:, 1]}

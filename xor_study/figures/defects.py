@@ -69,7 +69,7 @@ def _loss_curves(axes: Axes, study: Cells, curves: pd.DataFrame, axon_losses: pd
     axes.set(xscale="log", yscale="log", xlabel="step", ylabel="loss of the batch", ylim=(0.004, 60))
     axes.plot([], [], "o", color="black", markersize=2.6, fillstyle="none", label="real Axon (squares: lr 0.1)")
     axes.legend(loc="lower left", handlelength=2, fontsize=7)
-    return n
+    return int(n)
 
 
 def _outcome_bars(axes: Axes, study: Cells) -> int:
@@ -86,8 +86,8 @@ def _outcome_bars(axes: Axes, study: Cells) -> int:
     for setting, values in SETTINGS.items():
         axes.text(0, y - 0.6, setting, va="bottom", fontweight="bold")
         for label, repaired in repairs.items():
-            row = study.cells.loc[study.one(**BROKEN | repaired | values)]
-            outcome_bar(axes, y, row)
+            row = study.row(**BROKEN | repaired | values)
+            outcome_bar(axes, y, row.to_dict())
             spread = [[row["nonfinite_high"] - row["nonfinite"]], [row["nonfinite"] - row["nonfinite_low"]]]
             axes.errorbar(1 - row["nonfinite"], y, xerr=spread, color="black", capsize=2, linewidth=0.9)
             counts.append(row["n"])
@@ -97,7 +97,7 @@ def _outcome_bars(axes: Axes, study: Cells) -> int:
     axes.set(yticks=list(ticks), yticklabels=list(ticks.values()), xlim=(0, 1), ylim=(y - 1.7, -1.6))
     axes.set_xlabel("share of runs")
     outcome_legend(axes, loc="upper center", bbox_to_anchor=(0.35, -0.16))
-    return min(counts)
+    return int(min(counts))
 
 
 def _last_steps(both: Sequence[Axes], anatomy: pd.DataFrame) -> None:
@@ -122,7 +122,7 @@ def _last_steps(both: Sequence[Axes], anatomy: pd.DataFrame) -> None:
         lower.annotate("inf", (step, top), textcoords="offset points", xytext=(-5, -2), ha="right", color=ORANGE)
     for _, row in worst[worst["gradient"].isna()].iterrows():
         cause = "inf x 0 = " if np.isinf(row["exponential"]) and row["upstream"] == 0 else ""
-        style = {"textcoords": "offset points", "xytext": (-3, 4), "ha": "right"}
+        style: dict[str, Any] = {"textcoords": "offset points", "xytext": (-3, 4), "ha": "right"}
         lower.annotate(f"{cause}NaN", (row["step"], 1e-44), **style)
         lower.axvline(row["step"], color="black", linewidth=0.8)
     lower.set_yscale("symlog", linthresh=1e-44)

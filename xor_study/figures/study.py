@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
-from xor_study.analysis.axon import BROKEN, LOSS, NEWEST, OVERFLOW, SETTINGS, SWITCHES
+from xor_study.analysis.axon import ADAM, BROKEN, LOSS, NEWEST, OVERFLOW, SETTINGS, SWITCHES
 from xor_study.analysis.cells import Cells
 from xor_study.figures.style import BLUE, GREEN, GREY, ORANGE, PALETTE, outcome_bar, outcome_legend, styled, subplots
 
@@ -105,7 +105,7 @@ def learning_rate(cells: pd.DataFrame) -> Figure:
     sound = study.where("lr", "optimizer")
     sound = sound[sound["n"] == sound["n"].max()].sort_values("lr")
     for (name, table), style in zip(sound.groupby("optimizer", sort=False), _LINES, strict=False):
-        if name != "polaris_adam":  # it is Adam with one more epsilon; the lines coincide
+        if name != ADAM:  # it is Adam with one more epsilon; the lines coincide
             _band(upper, table, "lr", "solved", str(name), style)
     upper.set_title(f"(a) the sound network ({_runs(sound)})", loc="left", fontsize=8.5)
     upper.set(ylabel="share solved", xscale="log", ylim=(-0.03, 1.03))
@@ -113,7 +113,7 @@ def learning_rate(cells: pd.DataFrame) -> Figure:
     broken = study.where("lr", "optimizer", **BROKEN).sort_values("lr")
     lines = {
         "Axon 0.6.1, SGD": broken[broken["optimizer"] == "sgd"],
-        "Axon 0.6.1, Adam": broken[broken["optimizer"] == "polaris_adam"],
+        "Axon 0.6.1, Adam": broken[broken["optimizer"] == ADAM],
         "loss without guards, SGD": study.where("lr", loss="binary_cross_entropy_naive").sort_values("lr"),
         "sound, SGD": sound[sound["optimizer"] == "sgd"],
     }

@@ -58,7 +58,9 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def subplots(rows: int = 1, columns: int = 1, *, height: float, width: float = COLUMN, **options: Any) -> Any:
+def subplots(
+    rows: int = 1, columns: int = 1, *, height: float, width: float = COLUMN, **options: Any
+) -> tuple[Figure, Any]:
     """Return an empty figure and its axes, as `pyplot.subplots` does.
 
     Args:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from xor_study.analysis.axon import BROKEN, NEWEST, PLATEAU, SETTINGS
+from xor_study.analysis.axon import ADAM, BROKEN, NEWEST, PLATEAU, SETTINGS
 from xor_study.analysis.cells import Study, describe
 from xor_study.analysis.statistics import Effect, holm, paired_difference, paired_shift, wilson
 from xor_study.study.mechanism import SIGNIFICANT
@@ -172,13 +172,15 @@ def _percent(share: Any) -> str:
 def _more(difference: float) -> str:
     """Return a difference of shares in words."""
     if not difference:
-        return "as many runs"
-    return f"{_percent(abs(difference))} {'fewer' if difference < 0 else 'more'} runs"
+        return "as many runs as"
+    return f"{_percent(abs(difference))} {'fewer' if difference < 0 else 'more'} runs than"
 
 
 def _later(steps: float) -> str:
     """Return a difference of steps in words."""
-    return f"{abs(steps):,.0f} steps {'earlier' if steps < 0 else 'later'}"
+    if not steps:
+        return "as soon as"
+    return f"{abs(steps):,.0f} steps {'earlier' if steps < 0 else 'later'} than"
 
 
 def _rates(chosen: pd.Series[float], tried: pd.Series[float]) -> str:
@@ -186,7 +188,7 @@ def _rates(chosen: pd.Series[float], tried: pd.Series[float]) -> str:
     rates = sorted(set(chosen))
     if not rates:
         return "at no rate"
-    if len(rates) < tried[tried.between(rates[0], rates[-1])].nunique():
+    if len(rates) == 1 or len(rates) < tried[tried.between(rates[0], rates[-1])].nunique():
         return f"at {', '.join(f'{rate:g}' for rate in rates)}"
     return f"from {rates[0]:g} on" if rates[-1] == tried.max() else f"from {rates[0]:g} to {rates[-1]:g}"
 
@@ -198,7 +200,7 @@ def _with_broken_loss(study: Study) -> str:
 
 
 def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _nonfinite(study: Study, first: int, second: int) -> Effect:
@@ -255,7 +257,7 @@ def cause_learning_rate(evidence: Evidence) -> Verdict:
     good, bad = cells[cells["solved"] > 0.99], cells[cells["diverged"] > 0.5]
     besides = f"More than 99 % solve XOR {_rates(good['lr'], cells['lr'])}"
     if len(bad):
-        besides += f"; {_rates(bad['lr'], cells['lr'])} most diverge, {_total(bad, 'nonfinite')} with NaN"
+        besides += f"; {_rates(bad['lr'], cells['lr'])} most diverge ({_total(bad, 'nonfinite')} go to NaN)"
     what = f"SGD at {len(cells)} rates from {cells['lr'].min():g} to {cells['lr'].max():g}"
     return _cause(evidence, cells, what, f"{besides}.")
 
@@ -394,9 +396,9 @@ def practice_small_rate(evidence: Evidence) -> Verdict:
     verdict = "refuted" if worse else "supported" if rates.value <= 0 and steps.value >= 0 else "undecided"
     tiny = cells[cells["lr"] < 0.01].sort_values("lr").iloc[-1]
     sentence = (
-        f"The best rate up to 0.01 is {lr[small]:g}; {lr[large]:g} solves {_more(rates.value)}, {_later(steps.value)} "
-        f"(median of {n:,} pairs). {_percent(tiny['solved'])} solve in {_plural(tiny['epochs'], 'epoch')} at "
-        f"{tiny['lr']:g}. {_with_broken_loss(study)}"
+        f"The best rate up to 0.01 is {lr[small]:g}; {lr[large]:g} solves {_more(rates.value)} it, "
+        f"{_later(steps.value)} it (median of {n:,} pairs). {_percent(tiny['solved'])} solve in "
+        f"{_plural(tiny['epochs'], 'epoch')} at {tiny['lr']:g}. {_with_broken_loss(study)}"
     )
     return Verdict(verdict, *steps[:3], "Wilcoxon, bootstrap", n, sentence)
 
@@ -421,11 +423,11 @@ def practice_adam_stable(evidence: Evidence) -> Verdict:
     sgd, adam = (pd.concat(runs)["outcome"] == "solved" for runs in zip(*pairs, strict=True))
     effect = paired_difference(sgd, adam)
     ranges = [_rates(cells[cells["solved"] >= 0.95]["lr"], cells["lr"]) for cells in by_name.values()]
-    broken = study.where("lr", **BROKEN, optimizer="polaris_adam")
+    broken = study.where("lr", **BROKEN, optimizer=ADAM)
     sentence = (
-        f"Over {len(common)} rates from {common[0]:g} to {common[-1]:g} Adam solves {_more(effect.value)}; 95 % solve "
-        f"{ranges[1]} with Adam and {ranges[0]} with SGD. On the broken loss {_total(broken, 'nonfinite')} runs with "
-        f"Adam are NaN and {_total(broken, 'solved')} solve XOR."
+        f"Over {len(common)} rates from {common[0]:g} to {common[-1]:g} Adam solves {_more(effect.value)} SGD; 95 % "
+        f"solve {ranges[1]} with Adam and {ranges[0]} with SGD. On the broken loss {_total(broken, 'nonfinite')} runs "
+        f"with Adam are NaN and {_total(broken, 'solved')} solve XOR."
     )
     return Verdict(_better(effect), *effect[:3], "McNemar", len(sgd), sentence)
 
@@ -449,8 +451,8 @@ def practice_relu(evidence: Evidence) -> Verdict:
     steps, both = _steps(study, tanh, relu)
     solved = study.cells["solved"]
     sentence = (
-        f"{_percent(solved[relu])} solve XOR with relu, {_percent(solved[tanh])} with tanh. Where both do, relu is "
-        f"{_later(steps.value)} (median of {both:,} pairs)."
+        f"{_percent(solved[relu])} solve XOR with relu, {_percent(solved[tanh])} with tanh. Where both do, relu "
+        f"does so {_later(steps.value)} tanh (median of {both:,} pairs)."
     )
     return Verdict(_better(effect), *effect[:3], "McNemar", len(study.pairs(tanh, relu)[0]), sentence)
 
@@ -505,7 +507,7 @@ def practice_initialization(evidence: Evidence) -> Verdict:
     steps, both = _steps(study, study.one(), soonest)
     sentence = (
         f"With the loss of Axon 0.6.1 {_total(others, 'solved')} runs with {len(others)} other initializers solve XOR. "
-        f"The best on the sound network, {study.cells['init'][soonest]}, is {_later(steps.value)} than "
+        f"The best on the sound network, {study.cells['init'][soonest]}, solves XOR {_later(steps.value)} "
         f"{RunSpec().init} (median of {both:,} pairs)."
     )
     return Verdict(verdict, *effect[:3], f"McNemar, Holm over {len(others)} cells", n, sentence)
@@ -631,21 +633,21 @@ def advice_optimizers(evidence: Evidence) -> Verdict:
     sooner = adjusted[name] < SIGNIFICANT and steps.value < 0 and often.low > -EQUIVALENT
     verdict = "supported" if sooner else "refuted" if steps.value >= 0 else "undecided"
     sentence = (
-        f"At their own rates {name} ({rates[name]:g}) solves {_later(steps.value)} than SGD ({rates['sgd']:g}), "
+        f"At their own rates {name} ({rates[name]:g}) solves XOR {_later(steps.value)} SGD ({rates['sgd']:g}), "
         f"{_percent(study.cells['solved'][tried[name]])} of runs. {_other_optimizers_on_broken_loss(study)}"
     )
     return Verdict(verdict, *steps[:3], f"Wilcoxon, Holm over {len(effects)}, bootstrap", n, sentence)
 
 
 def _other_optimizers_on_broken_loss(study: Study) -> str:
+    """Return in words how the other optimizers than SGD end with Axon 0.6.1's loss, whatever their rate."""
     cells = study.where("lr", "optimizer", **BROKEN)
     others = cells[cells["optimizer"] != "sgd"]
-    loss = study.cells["final_loss_median"][study.one(**BROKEN, **SETTINGS["Adam 0.001"])]
-    near = abs(loss / PLATEAU - 1) < 0.1
-    plateau = f"{'at' if near else 'off'} the plateau of {PLATEAU:.3g}"
+    loss = study.row(**BROKEN, **SETTINGS["Adam 0.001"])["final_loss_median"]
+    near = "near" if abs(loss / PLATEAU - 1) < 0.1 else "not near"
     return (
-        f"On the broken loss {_total(others, 'solved')} runs with {_plural(others['optimizer'].nunique(), 'other')} "
-        f"solve XOR; Adam's loss ends at {loss:.3g} in the median, {plateau}."
+        f"On the broken loss {_total(others, 'solved')} runs with {', '.join(others['optimizer'].unique())} solve XOR; "
+        f"Adam's loss ends at {loss:.3g} in the median, {near} the plateau of {PLATEAU:.3g}."
     )
 
 
@@ -713,7 +715,7 @@ def small_rate_is_enough(evidence: Evidence) -> Verdict:
     lower = ", ".join(f"{_percent(other['solved'])} at {other['lr']:g}" for _, other in smaller.iterrows())
     sentence = (
         f"{_percent(row['solved'])} solve XOR within {_plural(row['epochs'], 'epoch')} at 0.01, {lower}; 0.1 solves it "
-        f"{_later(steps.value)} than 0.01, which takes {row['solved_step_median']:,.0f} (medians, {n:,} pairs)."
+        f"{_later(steps.value)} 0.01, which takes {row['solved_step_median']:,.0f} (medians, {n:,} pairs)."
     )
     return Verdict(_beyond(0.99, *share[1:]), *share, "Wilson", int(row["n"]), sentence)
 
@@ -735,7 +737,7 @@ def relu_as_good_as_tanh(evidence: Evidence) -> Verdict:
     wide = study.where("hidden", lr=0.1, activation__hidden="relu")
     enough = wide[wide["solved_low"] > 0.95]["hidden"]
     effect, rate = effects[largest], study.cells["lr"][pairs[largest][0]]
-    sentence = f"relu solves {_more(effect.value)} than tanh with {RunSpec().hidden} units at {rate:g}"
+    sentence = f"relu solves {_more(effect.value)} tanh with {RunSpec().hidden} units at {rate:g}"
     sentence += f"; at 0.1 it takes {enough.min()} units to solve 95 %." if len(enough) else "."
     n = len(study.pairs(*pairs[largest])[0])
     return Verdict(verdict, *effect[:3], f"McNemar, Holm over {len(effects)} rates", n, sentence)

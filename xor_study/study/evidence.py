@@ -41,7 +41,7 @@ COURSES: dict[str, RunSpec] = {
     "sound, SGD 0.01": RunSpec(),
     "Axon 0.6.1, SGD 0.01": RunSpec(loss="axon_0_6_1"),
     "sound, SGD 10": RunSpec(lr=10.0),
-    "Axon 0.6.1, Adam 0.001": RunSpec(loss="axon_0_6_1", optimizer="polaris_adam"),
+    "Axon 0.6.1, Adam 0.001": RunSpec(loss="axon_0_6_1", **axon.SETTINGS["Adam 0.001"]),
 }
 """Settings whose gradients and logits are followed over time."""
 

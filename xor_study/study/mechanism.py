@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from xor_study.analysis.axon import BROKEN, NEWEST, REPAIRED, SETTINGS, SWITCHES
+from xor_study.analysis.axon import ADAM, BROKEN, NEWEST, REPAIRED, SETTINGS, SWITCHES
 from xor_study.analysis.cells import Study
 from xor_study.analysis.statistics import holm, paired, two_samples, wilson
 from xor_study.engines import train
@@ -84,7 +84,7 @@ def rates(study: Study, reference: Mapping[str, Any]) -> pd.DataFrame:
     """
     rows = []
     for theirs in reference["results"]:
-        setting = {"optimizer": "polaris_adam" if theirs["adam"] else "sgd", "lr": theirs["lr"]}
+        setting = {"optimizer": ADAM if theirs["adam"] else "sgd", "lr": theirs["lr"]}
         members = study.pooled(study.where(**REFERENCE[theirs["variant"]], **setting))
         if members.empty:
             continue

@@ -123,7 +123,7 @@ def answer(verdicts: pd.Series[str], cells: Cells, runs: int) -> list[str]:
     if others.empty:
         suspects = f"None of the article's {len(causes)} suspects is the cause"
     default, newest, sgd, adam = (
-        cells.cells.loc[cells.one(**values)]
+        cells.row(**values)
         for values in (BROKEN, NEWEST, BROKEN | SETTINGS["SGD 0.01"], BROKEN | SETTINGS["Adam 0.001"])
     )
     failure = (
@@ -133,11 +133,11 @@ def answer(verdicts: pd.Series[str], cells: Cells, runs: int) -> list[str]:
     )
     cures = "cures it" if verdicts["fix_newest_version"] == "supported" else "does not cure it"
     same = ", which is already the default," if sgd.name == default.name else ""
-    stalls = " but stall at a high loss" if adam["nonfinite_runs"] == 0 and adam["diverged"] > 0.5 else ""
+    stalls = ": the runs stall at a high loss" if adam["nonfinite_runs"] == 0 and adam["diverged"] > 0.5 else ""
     fixes = (
         f"Axon 0.7.0 {cures} ({_percent(newest, 'solved')} solve XOR). With SGD at 0.01{same} "
-        f"{_percent(sgd, 'solved')} solve it. With Adam {_percent(adam, 'nonfinite')} go to NaN{stalls}; "
-        f"{_percent(adam, 'solved')} solve it."
+        f"{_percent(sgd, 'solved')} solve it. With Adam {_percent(adam, 'nonfinite')} go to NaN and "
+        f"{_percent(adam, 'solved')} solve it{stalls}."
     )
     return [f"{suspects}, in {runs:,} runs.", failure, fixes]
 
@@ -154,15 +154,15 @@ def chain(cells: Cells, repairs: pd.DataFrame, anatomy: pd.DataFrame) -> list[tu
         repairs: of `mechanism.repairs`.
         anatomy: of `mechanism.anatomy`.
     """
-    climbing = cells.cells.loc[cells.one(**BROKEN | {"loss.sigmoid_gradient": "stable"})]
+    climbing = cells.row(**BROKEN | {"loss.sigmoid_gradient": "stable"})
     loss = climbing["final_loss_median"]
-    near = "at" if abs(loss / PLATEAU - 1) < 0.1 else "off"
+    near = "near" if abs(loss / PLATEAU - 1) < 0.1 else "not near"
     texts = [
         "Axon 0.6.1 wraps the sigmoid's output once more, so the loss does not see its logits and falls back to "
         "clipping probabilities (loss.logits_visible=false).",
         "Nx's clip passes g squared instead of g, so the sign is lost (loss.clip_gradient=squared). With a stable "
-        f"sigmoid, where no NaN interrupts it, the loss ends at {loss:.3g} in the median, {near} the {PLATEAU:.3g} = "
-        f"{PLATEAU_FORMULA} of a network that predicts 0 everywhere.",
+        f"sigmoid, where no NaN interrupts it, the loss ends at {loss:.3g} in the median, {near} {PLATEAU:.3g} = "
+        f"{PLATEAU_FORMULA}, the loss of a network that predicts 0 everywhere.",
         f"Nx's gradient of the sigmoid is e^-z p p, and beyond -z = {OVERFLOW:.2f} e^-z is infinite in float32 "
         f"(loss.sigmoid_gradient=exponential). {_last_step(anatomy)}",
     ]

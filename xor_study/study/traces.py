@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xor_study.analysis import axon
 from xor_study.engines import ENGINES, train
 from xor_study.engines.results import Result
 from xor_study.errors import StudyError, suggestion
@@ -26,7 +27,7 @@ from xor_study.training.spec import RunSpec
 LABELS = {f"axon_{version.axon.replace('.', '_')}": version.loss for version in VERSIONS if " " not in version.axon}
 """The semantics of a trace by its label."""
 
-OPTIMIZERS = {"sgd": ("sgd", 0.01), "adam": ("polaris_adam", 0.001)}
+OPTIMIZERS = {"sgd": ("sgd", 0.01), "adam": (axon.ADAM, 0.001)}
 """Our optimizer and the default rate for each of Axon's names."""
 
 PARAMETERS = {
