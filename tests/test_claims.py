@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from xor_study.analysis.axon import BROKEN, NEWEST, SETTINGS
 from xor_study.analysis.cells import Study
-from xor_study.reproduce import REFERENCE, read_table
-from xor_study.study.claims import AXON, CLAIMS, NEWEST, VERDICTS, Evidence, verdicts
+from xor_study.study.claims import CLAIMS, VERDICTS, Evidence, verdicts
+from xor_study.study.reference import REFERENCE, read_table
 
 ARTICLE = """capacity symptom cause_learning_rate cause_initialization cause_loss cause_activation_pairing
 fix_newest_version fix_sgd_0_01 fix_adam practice_small_rate practice_adam_stable practice_relu
@@ -26,11 +27,11 @@ def evidence() -> Evidence:
     return Evidence(Study(read_table(REFERENCE, "runs")), {name: read_table(REFERENCE, name) for name in TABLES})
 
 
-def changed(evidence: Evidence, cell: int, **values: object) -> Evidence:
-    """Return the evidence with other results in one cell."""
+def changed(evidence: Evidence, *cells: int, **values: object) -> Evidence:
+    """Return the evidence with other results in some cells."""
     runs = evidence.study.runs.copy()
     for column, value in values.items():
-        runs.loc[runs["cell"] == cell, column] = value
+        runs.loc[runs["cell"].isin(cells), column] = value
     return Evidence(Study(runs.drop(columns="cell")), evidence.tables)
 
 
@@ -77,7 +78,7 @@ def test_one_nan_alone_decides_nothing(evidence: Evidence) -> None:
 def test_a_fix_must_train_and_not_only_be_finite(evidence: Evidence) -> None:
     """Adam on the broken loss is never NaN; it is a fix only if it solves XOR."""
     assert verdict(evidence, "fix_adam") != "supported"
-    cell = evidence.study.one(**AXON, optimizer="polaris_adam", lr=0.001)
+    cell = evidence.study.one(**BROKEN, **SETTINGS["Adam 0.001"])
     assert verdict(changed(evidence, cell, outcome="solved"), "fix_adam") == "supported"
 
 
@@ -97,9 +98,8 @@ def test_a_network_that_never_solves_is_not_shown_to_have_the_capacity(evidence:
 
 
 def test_relu_is_as_good_if_it_solves_as_often(evidence: Evidence) -> None:
-    better = evidence
-    for lr in (0.01, 0.1, 1.0):
-        better = changed(better, better.study.one(lr=lr, activation__hidden="relu"), outcome="solved", solved_step=3)
+    relu = [evidence.study.one(lr=lr, activation__hidden="relu") for lr in (0.01, 0.1, 1.0)]
+    better = changed(evidence, *relu, outcome="solved", solved_step=3)
     assert verdict(better, "practice_relu") != "supported"
     assert CLAIMS["relu_as_good_as_tanh"].judge(better).effect == 0
 
@@ -133,6 +133,95 @@ def test_importance_decides_two_claims(evidence: Evidence) -> None:
     assert judged(0.3, 0.2, 0.5) == ("supported", "refuted")
     assert judged(0.2, 0.6, 0.1) == ("refuted", "refuted")
     assert judged(0.4, 0.395, 0.1) == ("undecided", "undecided")
+
+
+def sentence(evidence: Evidence, name: str) -> str:
+    return CLAIMS[name].judge(evidence).sentence
+
+
+def test_what_is_said_of_the_broken_loss_is_counted(evidence: Evidence) -> None:
+    """No sentence says by itself that nothing helps: with runs that solve XOR it says so."""
+    broken = evidence.study.where("lr", "optimizer", **BROKEN).index
+    trained = changed(evidence, *broken, outcome="solved", final_loss=0.1)
+    for name in ("practice_small_rate", "practice_adam_stable", "advice_tune", "advice_optimizers"):
+        before, after = (sentence(runs, name).partition("On the broken loss")[2] for runs in (evidence, trained))
+        assert "none of" in before
+        assert "all " in after
+    assert "in the median, near the plateau of 7.71" in sentence(evidence, "advice_optimizers")
+    assert after.endswith("Adam's loss ends at 0.1 in the median, not near the plateau of 7.71.")
+
+
+def test_a_range_of_rates_leaves_none_out(evidence: Evidence) -> None:
+    assert "More than 99 % solve XOR from 0.01 to 3; from 10 on most diverge" in sentence(
+        evidence, "cause_learning_rate"
+    )
+    spoilt = changed(evidence, evidence.study.one(lr=0.1), outcome="unsolved")
+    assert "More than 99 % solve XOR at 0.01, 0.03, 0.3, 1, 3;" in sentence(spoilt, "cause_learning_rate")
+    never = changed(evidence, *evidence.study.where("lr").index, outcome="unsolved")
+    assert sentence(never, "cause_learning_rate").endswith("More than 99 % solve XOR at no rate.")
+    nan = changed(evidence, evidence.study.one(lr=100.0), outcome="nonfinite")
+    assert "(none of " in sentence(evidence, "cause_learning_rate").partition(";")[2]
+    assert "from 10 on" not in sentence(nan, "cause_learning_rate")  # at 100 they no longer diverge with finite numbers
+
+
+def test_losses_that_are_never_nan_are_not_said_to_be(evidence: Evidence) -> None:
+    assert "without guards, it is NaN from 10 on (all 60 runs)" in sentence(evidence, "cause_loss")
+    naive = evidence.study.where("lr", loss="binary_cross_entropy_naive").index
+    sound = changed(evidence, *naive, outcome="unsolved")
+    assert sentence(sound, "cause_loss").endswith("without guards, it is NaN at no rate.")
+    assert "identity from 1 on" in sentence(evidence, "cause_activation_pairing")
+    bounded = evidence.study.one(lr=1.0, activation__output="tanh", loss="mean_squared_error")
+    assert "tanh at no rate (none of" in sentence(evidence, "cause_activation_pairing")
+    spoilt = changed(evidence, bounded, outcome="nonfinite")
+    assert "tanh at 1 (20 of" in sentence(spoilt, "cause_activation_pairing")
+
+
+def test_later_is_not_called_earlier(evidence: Evidence) -> None:
+    study = evidence.study
+    assert "relu does so 152 steps earlier than tanh" in sentence(evidence, "practice_relu")
+    relu, fast = study.one(lr=0.1, activation__hidden="relu"), study.one(lr=0.1)
+    assert "steps later" in sentence(changed(evidence, relu, solved_step=9999), "practice_relu")
+    assert "steps later than 0.01" in sentence(changed(evidence, fast, solved_step=9999), "small_rate_is_enough")
+    slow = changed(evidence, *study.where("lr", "optimizer").index, solved_step=9999)
+    assert "solves XOR as soon as SGD" in sentence(slow, "advice_optimizers")
+
+
+def test_more_is_not_called_fewer(evidence: Evidence) -> None:
+    rates, one = (0.01, 0.1, 1.0), evidence.study.one
+    better = changed(evidence, *(one(lr=lr) for lr in rates), outcome="unsolved")
+    better = changed(better, *(one(lr=lr, activation__hidden="relu") for lr in rates), outcome="solved")
+    assert "100 % more runs than tanh" in sentence(better, "relu_as_good_as_tanh")
+    assert "more runs than SGD" in sentence(evidence, "practice_adam_stable")
+    worse = changed(evidence, *evidence.study.where("lr", optimizer="adam").index, outcome="unsolved")
+    assert "fewer runs than SGD" in sentence(worse, "practice_adam_stable")
+    assert "at no rate with Adam" in sentence(worse, "practice_adam_stable")
+
+
+def test_the_symptom_stays_only_if_it_does(evidence: Evidence) -> None:
+    study = evidence.study
+    assert "all 6 of these stay NaN" in sentence(evidence, "symptom")
+    recovered = changed(evidence, study.one(**BROKEN), accuracy=1.0)
+    assert "none of 6 of these stay NaN" in sentence(recovered, "symptom")
+    assert verdict(recovered, "symptom") == "undecided"
+
+
+def test_the_logit_of_a_rounding_is_measured(evidence: Evidence) -> None:
+    table = evidence.tables["naive_onsets"]
+    assert "in float32 is 16.7." in sentence(evidence, "naive_loss_rounds")
+    doctored = Evidence(evidence.study, {"naive_onsets": table.assign(logit=table["logit"] + 100)})
+    assert "in float32 is 117." in sentence(doctored, "naive_loss_rounds")
+
+
+def test_a_stall_is_said_only_of_runs_that_stall(evidence: Evidence) -> None:
+    study = evidence.study
+    adam = study.one(**BROKEN, **SETTINGS["Adam 0.001"])
+    runs = study.runs[study.runs["cell"].isin([study.one(**BROKEN), adam])]
+    many = pd.concat([runs.assign(seed=runs["seed"] + 20 * copy) for copy in range(20)]).drop(columns="cell")
+    plenty = Evidence(Study(many), {})
+    assert verdict(plenty, "fix_adam") == "refuted"
+    assert "stall at a high loss" in sentence(plenty, "fix_adam")
+    cell = plenty.study.one(**BROKEN, **SETTINGS["Adam 0.001"])
+    assert "stall" not in sentence(changed(plenty, cell, outcome="unsolved"), "fix_adam")
 
 
 def test_the_committed_onsets_lie_on_the_theory() -> None:

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from xor_study import RunSpec, StudyError, conformance
-from xor_study.conformance import VERSIONS, floats, read_trace, replay
 from xor_study.engines import ENGINES
 from xor_study.model.activations import sigmoid
 from xor_study.model.gradients import clipped_gradient, exponential_sigmoid_gradient, softplus_gradient
 from xor_study.model.losses import LOSSES
+from xor_study.study.traces import floats, read_trace, replay
+from xor_study.study.versions import VERSIONS
 from xor_study.training.outcome import running_mean
 
 DATA = Path(__file__).parent / "data/axon"
@@ -252,41 +253,43 @@ def test_a_doctored_trace_is_found_out(what: str) -> None:
     assert found.exceeded == [what]
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["conformance", *arguments])
+def call(*arguments: str) -> int:
     with pytest.raises(SystemExit) as ended:
-        conformance.main()
+        conformance.main(arguments)
     return int(ended.value.code or 0)
 
 
-def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = tmp_path / "good.json", tmp_path / "bad.json"
     good.write_text(json.dumps(trace()))
     doctored = trace()
     doctored["runs"]["sgd_0_1"]["loss_batch"][3] = "3f800000"
     bad.write_text(json.dumps(doctored))
-    assert call(monkeypatch, str(good)) == 0
+    assert call(str(good)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(ENGINES)
     assert all(line.startswith("axon_0_7_0 seed 2") and line.endswith("ok") for line in lines)
-    assert call(monkeypatch, str(good), str(bad), "--engine", "vmap") == 1
+    assert call(str(good), str(bad), "--engine", "vmap") == 1
     assert "EXCEEDED: loss" in capsys.readouterr().out
     torn = trace()
     del torn["runs"]["sgd_0_1"]["init"]["dense_1.kernel"]
     for text in ("no json", "{}", "[]", json.dumps(torn), json.dumps(trace() | {"runs": {"lion_default": {}}})):
         bad.write_text(text)
-        assert call(monkeypatch, str(bad)) == 1
+        assert call(str(bad)) == 1
         printed = capsys.readouterr()
         assert (printed.out, printed.err.count("\n")) == ("", 1)
-    assert call(monkeypatch) == 2
+    assert call() == 2
+    assert call(str(good), "--engine", "lane") == 1
+    assert "--engine lane: unknown; did you mean lanes?" in capsys.readouterr().err
 
 
-def test_versions(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_versions(capsys: pytest.CaptureFixture[str]) -> None:
     """The table in the README is the one the package prints, and says what the measured table says."""
-    assert call(monkeypatch, "--versions") == 0
+    assert call("--versions") == 0
     table = capsys.readouterr().out
     assert table.strip() in (Path(__file__).parents[1] / "README.md").read_text()
     rows = [line.split("|") for line in (DATA / "README.md").read_text().splitlines() if line.startswith("| ")]
     measured = {pair.strip(): "diverges" in row[3] for row in rows for pair in row[1].split(",")}
     for version in VERSIONS:
         assert version.affected == measured[f"{version.axon} / {version.nx}"]
+        assert version.affected == (not LOSSES.presets[version.loss].parameters["logits_visible"])

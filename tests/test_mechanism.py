@@ -6,41 +6,45 @@ import pytest
 import torch
 
 from xor_study import RunSpec, StudyError, train
+from xor_study.analysis.axon import BROKEN, LOSS, OVERFLOW, PLATEAU, SETTINGS, SWITCHES
+from xor_study.analysis.cells import Study, curves
 from xor_study.analysis.statistics import wilson
-from xor_study.figures.mechanism import OVERFLOW, PLATEAU
 from xor_study.model.gradients import clipped_gradient, exponential_sigmoid_gradient
 from xor_study.study import mechanism
+from xor_study.training.cohorts import cohorts
+from xor_study.training.corners import corners, factors
+from xor_study.training.table import table_of
 
 
 @pytest.fixture(scope="module")
-def study() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A small mechanism study at a rate where everything happens early."""
-    specs = [
-        RunSpec(
-            loss="axon_binary_cross_entropy",
-            loss_logits_visible=visible,
-            loss_clip_gradient=clip,
-            loss_sigmoid_gradient=sigmoid,
-            lr=0.1,
-            epochs=1,
-            iterations=1000,
-            seed=seed,
-        )
-        for visible in (True, False)
-        for clip in ("correct", "squared")
-        for sigmoid in ("stable", "exponential")
-        for seed in range(60)
-    ]
+def trained() -> tuple[Study, pd.DataFrame]:
+    """A small mechanism study, with its losses: all combinations at SGD 0.1, single repairs in the other settings."""
+    specs = []
+    for name, setting in SETTINGS.items():
+        for visible, clip, sigmoid in ((v, c, s) for v in (True, False) for c in CLIPS for s in SIGMOIDS):
+            defects = (not visible) + (clip == "squared") + (sigmoid == "exponential")
+            if name == "SGD 0.1" or defects >= 2:
+                switches = {"loss_logits_visible": visible, "loss_clip_gradient": clip}
+                spec = RunSpec(loss=LOSS, loss_sigmoid_gradient=sigmoid, **switches, **setting)
+                specs += [spec.replace(seed=seed) for seed in range(60 if name == "SGD 0.1" else 20)]
     result = train(specs)
-    return result.runs, result.losses
+    return Study(result.runs), result.losses
 
 
-def test_cells_hold_shares_with_their_intervals(study: tuple[pd.DataFrame, pd.DataFrame]) -> None:
-    cells = mechanism.cells(study[0])
+CLIPS, SIGMOIDS = ("correct", "squared"), ("stable", "exponential")
+
+
+@pytest.fixture(scope="module")
+def study(trained: tuple[Study, pd.DataFrame]) -> Study:
+    return trained[0]
+
+
+def test_cells_hold_shares_with_their_intervals(study: Study) -> None:
+    cells = study.where(*SWITCHES, loss=LOSS, lr=0.1)
     assert len(cells) == 8
     for cell in cells.to_dict("records"):
-        runs = study[0]
-        for column in mechanism.SWITCHES:
+        runs = study.runs[study.runs["lr"] == 0.1]
+        for column in SWITCHES:
             runs = runs[runs[column] == cell[column]]
         count = (runs["outcome"] == "nonfinite").sum()
         assert cell["nonfinite"] == count / 60
@@ -48,9 +52,13 @@ def test_cells_hold_shares_with_their_intervals(study: tuple[pd.DataFrame, pd.Da
         assert sum(cell[outcome] for outcome in ("solved", "unsolved", "diverged", "nonfinite")) == pytest.approx(1)
 
 
-def test_each_repair_cures_what_it_cured_in_axon(study: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+def test_each_repair_cures_what_it_cured_in_axon(study: Study) -> None:
     """tests/data/axon/README.md: clip or logits alone: trains; a stable sigmoid alone: no NaN, but it still climbs."""
-    repairs = mechanism.repairs(study[0]).set_index("repair")
+    repairs = mechanism.repairs(study)
+    assert repairs[["optimizer", "lr"]].drop_duplicates().to_dict("records") == list(SETTINGS.values())
+    assert set(repairs[repairs["optimizer"] == "polaris_adam"]["cures_nan"]) == {"nothing to cure"}
+    repairs = repairs[repairs["lr"] == 0.1].set_index("repair")
+    assert repairs["n"].tolist() == [60] * 3
     assert repairs["cures_nan"].to_dict() == {
         "loss.logits_visible=True": "yes",
         "loss.clip_gradient=correct": "yes",
@@ -63,38 +71,62 @@ def test_each_repair_cures_what_it_cured_in_axon(study: tuple[pd.DataFrame, pd.D
     }
 
 
-def test_switches_that_act_behind_visible_logits_change_nothing(study: tuple[pd.DataFrame, pd.DataFrame]) -> None:
-    visible = study[0][study[0]["loss.logits_visible"]]
+def test_switches_that_act_behind_visible_logits_change_nothing(study: Study) -> None:
+    visible = study.runs[study.runs["loss.logits_visible"] & (study.runs["lr"] == 0.1)]
     for _, runs in visible.groupby("seed"):
         assert runs["final_loss"].nunique() == 1
 
 
-def test_rates_are_compared_as_two_samples(study: tuple[pd.DataFrame, pd.DataFrame]) -> None:
-    found = {"variant": "061", "steps": 1000, "lr": 0.1, "adam": False, "seeds": 200, "frac_nan_by_1000": 0.565}
+def test_rates_are_compared_as_two_samples(study: Study) -> None:
+    found = {"variant": "061", "steps": 10_000, "lr": 0.1, "adam": False, "seeds": 200, "frac_nan_by_1000": 0.565}
     found |= {"frac_nan_by_end": 0.565, "frac_xor_solved": 0.0}
     other = found | {"frac_nan_by_1000": 0.05, "frac_nan_by_end": 0.05}
-    agree, differ = (mechanism.rates(study[0], {"results": [one]}) for one in (found, other))
+    agree, differ = (mechanism.rates(study, {"results": [one]}) for one in (found, other))
     assert agree["what"].tolist() == ["nan by step 1000", "nan by the end", "solved"]
     assert (agree["p"] > 0.01).all()
     assert differ["p_holm"].iloc[0] < 1e-6
     assert agree["there"].tolist() == [0.565, 0.565, 0.0]
 
 
-def test_curves_are_quantiles_of_the_runs_that_are_finite(study: tuple[pd.DataFrame, pd.DataFrame]) -> None:
-    runs, losses = study
-    curves = mechanism.curves(runs, losses)
-    switches = [(column, value) for column, value in mechanism.BROKEN.items()]
-    for column, value in switches:
-        curves, runs = curves[curves[column] == value], runs[runs[column] == value]
-    curves = curves.set_index("step")
-    assert curves.loc[1, "finite"] == curves.loc[1, "n"] == 60
-    assert curves.loc[1000, "finite"] == 60 - (runs["outcome"] == "nonfinite").sum()
-    values = losses.loc[runs["run_id"], 1000]
-    assert curves.loc[1000, "median"] == np.nanmedian(values)
+def test_a_reference_that_was_not_run_here_is_said(study: Study) -> None:
+    other = {"variant": "main", "steps": 10_000, "lr": 0.3, "adam": False, "seeds": 9}
+    with pytest.raises(StudyError, match="no setting of the reference"):
+        mechanism.rates(study, {"results": [other]})
 
 
-def test_the_anatomy_ends_with_infinity_times_zero(study: tuple[pd.DataFrame, pd.DataFrame]) -> None:
-    runs = study[0]
+def test_curves_are_quantiles_of_the_runs_that_are_finite(trained: tuple[Study, pd.DataFrame]) -> None:
+    study, losses = trained
+    cell = study.one(**BROKEN, lr=0.1)
+    table, runs = curves(study, losses), study.runs_of(cell)
+    table = table[table["cell"] == cell].set_index("step")
+    assert table.loc[1, "finite"] == study.cells.loc[cell, "n"] == 60
+    assert table.loc[10_000, "finite"] == 60 - (runs["outcome"] == "nonfinite").sum()
+    values = losses.loc[runs["run_id"], 10_000]
+    assert table.loc[10_000, "median"] == pytest.approx(np.nanmedian(values), rel=1e-6)
+
+
+def test_the_typical_run_is_the_median(study: Study) -> None:
+    onsets = study.runs_of(study.one(**BROKEN))["first_nonfinite_step"].dropna()
+    typical = mechanism.typical_run(study)["first_nonfinite_step"]
+    assert (onsets < typical).sum() == len(onsets) // 2
+    never = study.runs.drop(columns="cell").assign(first_nonfinite_step=pd.Series(pd.NA, study.runs.index, "Int64"))
+    with pytest.raises(StudyError, match="goes to NaN"):
+        mechanism.typical_run(Study(never))
+
+
+def test_the_factors_of_a_gradient_are_those_of_the_corners() -> None:
+    """The autopsy of a run and the anatomy of the study compute them in one place."""
+    spec = RunSpec(loss="axon_0_6_1", seed=3)
+    (cohort,) = cohorts(table_of([spec]))
+    constants = cohort.program.constants["loss"]
+    whole = corners(cohort.program, constants, cohort.initial(np.array([0]))[0])
+    for name, value in factors(cohort.program, constants, whole.logit)._asdict().items():
+        assert torch.equal(value, getattr(whole, name))
+    torch.testing.assert_close(whole.gradient, whole.upstream * whole.slope)
+
+
+def test_the_anatomy_ends_with_infinity_times_zero(study: Study) -> None:
+    runs = study.runs_of(study.one(**BROKEN, lr=0.1))
     broken = runs[(runs["outcome"] == "nonfinite")].iloc[0]
     spec = RunSpec(loss="axon_0_6_1", lr=0.1, seed=int(broken["seed"]))
     onset = int(broken["first_nonfinite_step"])
@@ -122,8 +154,8 @@ def test_just_beyond_the_edge_it_is_the_clips_zero_that_meets_infinity() -> None
 
 
 def test_no_runs_of_the_study_is_said() -> None:
-    with pytest.raises(StudyError, match="study=mechanism"):
-        mechanism.cells(train(RunSpec(epochs=1, iterations=1)).runs)
+    with pytest.raises(StudyError, match="the study has 0 cells with loss=axon_binary_cross_entropy"):
+        mechanism.repairs(Study(train(RunSpec(epochs=1, iterations=1)).runs))
 
 
 def test_the_plateau_is_that_of_the_loss() -> None:

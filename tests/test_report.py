@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from xor_study.analysis.axon import BROKEN, NEWEST, SETTINGS
+from xor_study.analysis.cells import Cells
 from xor_study.figures import FIGURES
-from xor_study.reproduce import REFERENCE, read_table
 from xor_study.study.claims import CLAIMS
-from xor_study.study.report import CAPTIONS, MARKDOWN, PAGE
+from xor_study.study.reference import REFERENCE, read_table
+from xor_study.study.report import CAPTIONS, MARKDOWN, PAGE, answer, chain
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian's package chromium)")
@@ -57,6 +59,49 @@ def test_the_picker_has_the_counts_of_the_cells() -> None:
     found = found[found["clip"] == "none"]
     assert len(found) == 1
     assert chosen[5] == [int(found[f"{outcome}_runs"].iloc[0]) for outcome in data["outcomes"]]
+
+
+def test_the_answer_is_decided_by_the_verdicts_and_cells() -> None:
+    cells = Cells(read_table(REFERENCE, "cells"))
+    verdicts = read_table(REFERENCE, "claims").set_index("claim")["verdict"]
+    suspects, failure, fixes = answer(verdicts, cells, 7)
+    assert suspects == "None of the article's 4 suspects is the cause, in 7 runs."
+    assert "46 % of runs go to NaN and 54 % diverge" in failure
+    assert "Axon 0.7.0 cures it (100 % solve XOR). With SGD at 0.01, which is already the default, 0 % solve" in fixes
+    assert fixes.endswith("the runs stall at a high loss.")
+    verdicts = verdicts.copy()
+    verdicts[["cause_loss", "cause_learning_rate"]], verdicts["fix_newest_version"] = "supported", "undecided"
+    table = cells.cells.copy()
+    adam, newest = cells.one(**BROKEN, **SETTINGS["Adam 0.001"]), cells.one(**NEWEST)
+    table.loc[adam, ["diverged", "solved"]] = [0.0, 1.0]
+    table.loc[newest, "solved"] = 0.25
+    suspects, failure, fixes = answer(verdicts, Cells(table), 7)
+    assert suspects == "Of the article's 4 suspects, the learning rate and the loss can't be ruled out, in 7 runs."
+    assert "Axon 0.7.0 does not cure it (25 % solve XOR)" in fixes
+    assert fixes.endswith("With Adam 0 % go to NaN and 100 % solve it.")
+
+
+def test_the_chain_is_decided_by_repairs_and_the_last_step() -> None:
+    cells = Cells(read_table(REFERENCE, "cells"))
+    repairs, anatomy = read_table(REFERENCE, "mechanism_repairs"), read_table(REFERENCE, "anatomy")
+    texts = [text for text, _ in chain(cells, repairs, anatomy)]
+    assert [text.rpartition("alone removes ")[2] for text in texts] == [
+        "NaN and divergence.",
+        "NaN and divergence.",
+        "NaN but not divergence.",
+    ]
+    assert "ends at 7.71 in the median, near 7.71 = -log(2e-7) / 2" in texts[1]
+    assert "-z is 1,047, the gradient that the clip passes on is 0, and infinity times 0 is NaN" in texts[2]
+    table = cells.cells.copy()
+    table.loc[cells.one(**BROKEN | {"loss.sigmoid_gradient": "stable"}), "final_loss_median"] = 0.3
+    texts = [text for text, _ in chain(Cells(table), repairs.assign(cures_nan="no"), anatomy.assign(exponential=1.0))]
+    assert [text.rpartition("alone removes ")[2] for text in texts] == [
+        "divergence but not NaN.",
+        "divergence but not NaN.",
+        "neither.",
+    ]
+    assert "ends at 0.3 in the median, not near 7.71" in texts[1]
+    assert "infinity times 0" not in texts[2]
 
 
 @needs_chromium

@@ -15,7 +15,20 @@ import pytest
 from xor_study import reproduce
 from xor_study.figures import FIGURES
 from xor_study.files import write_table
-from xor_study.reproduce import PROVENANCE, REFERENCE, differences, environment, read_table, table_path
+from xor_study.study import comparison, tables
+from xor_study.study.comparison import differences
+from xor_study.study.processes import processes
+from xor_study.study.reference import (
+    PROVENANCE,
+    REFERENCE,
+    draw,
+    environment,
+    read_provenance,
+    read_table,
+    sha256,
+    table_path,
+    write_pages,
+)
 
 Tables = dict[str, pd.DataFrame]
 
@@ -32,8 +45,8 @@ def reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "reference"
     shutil.copytree(REFERENCE, folder)
     told = json.loads((folder / PROVENANCE).read_text())
-    monkeypatch.setattr(reproduce, "environment", lambda: told["environment"])
-    monkeypatch.setattr(reproduce, "_trace_differs", lambda path: [])  # they are replayed in tests of their own
+    monkeypatch.setattr(comparison, "environment", lambda: told["environment"])
+    monkeypatch.setattr(comparison, "_trace_differs", lambda path: [])  # they are replayed in tests of their own
     return folder
 
 
@@ -41,7 +54,7 @@ def rehash(folder: Path, name: str) -> None:
     """Make the hash of a doctored file right again, as whoever doctors would."""
     told = json.loads((folder / PROVENANCE).read_text())
     path = table_path(folder, name)
-    told["sha256"][path.name] = reproduce._hash(path)
+    told["sha256"][path.name] = sha256(path)
     (folder / PROVENANCE).write_text(json.dumps(told))
 
 
@@ -89,14 +102,14 @@ def test_a_missing_row_a_second_one_and_a_missing_cell_are_found(reference: Path
     doctor(reference, "runs", pd.concat([runs.drop(index=11), runs.loc[[3]]]))
     _, found = differences(reference, here, quick=False)
     assert found.to_numpy().tolist() == [
-        ["run", runs["run_id"][11], "missing", "there"],
+        ["run", runs["run_id"][11], "missing", "present"],
         ["run", runs["run_id"][3], "twice", "once"],
     ]
     doctor(reference, "runs", runs)
     cells = read_table(reference, "cells")
     doctor(reference, "cells", cells.drop(index=0))
     _, found = differences(reference, here, quick=False)
-    assert found[["what", "reference", "here"]].to_numpy().tolist() == [["cell", "missing", "there"]]
+    assert found[["what", "reference", "here"]].to_numpy().tolist() == [["cell", "missing", "present"]]
 
 
 def test_a_file_that_is_not_as_it_was_written_is_found(reference: Path, here: Tables) -> None:
@@ -111,7 +124,7 @@ def test_elsewhere_rates_are_compared_and_not_bits(
     reference: Path, here: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One run more or less is chance; a cell whose rate is another is none."""
-    monkeypatch.setattr(reproduce, "environment", lambda: {"torch": "another"})
+    monkeypatch.setattr(comparison, "environment", lambda: {"torch": "another"})
     cells = read_table(reference, "cells")
     place = int(cells.index[(cells["nonfinite_runs"] > 100) & (cells["n"] == 400)][0])
     for change, differ in ((1, 0), (-90, 2)):
@@ -138,6 +151,34 @@ def test_a_quick_run_is_a_part_of_the_whole(reference: Path, here: Tables) -> No
     assert differences(reference, without, quick=True)[1]["what"].tolist() == ["run"]
 
 
+def test_pages_are_written_again_without_training(tmp_path: Path) -> None:
+    """After a change of wording; everything but the pages keeps its bits, and the hashes are right."""
+    folder = tmp_path / "reference"
+    shutil.copytree(REFERENCE, folder)
+    (folder / "report.md").write_text("an old wording\n")
+    before = read_provenance(folder)
+    write_pages(folder, before)
+    assert read_provenance(folder) == before
+    assert (folder / "report.md").read_bytes() == (REFERENCE / "report.md").read_bytes()
+
+
+def test_the_reference_has_the_tables_that_are_made_and_no_others() -> None:
+    """No row is stored twice: cells and curves of `study=mechanism` are rows of the tables of all."""
+    names = {path.name.partition(".")[0] for path in REFERENCE.glob("*.csv*")}
+    assert not {"mechanism_cells", "mechanism_curves"} & names
+    assert {table for needed in FIGURES.values() for table in needed} <= names
+    assert set(read_provenance(REFERENCE)["sha256"]) == {
+        str(path.relative_to(REFERENCE)) for path in REFERENCE.rglob("*") if path.is_file() and path.name != PROVENANCE
+    }
+
+
+def test_help_needs_no_torch() -> None:
+    script = "import sys; from xor_study.{0} import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    script += "assert not {{'torch', 'pandas', 'matplotlib'}} & set(sys.modules)"
+    for name in ("reproduce", "conformance"):
+        subprocess.run([sys.executable, "-c", script.format(name)], check=True, capture_output=True, timeout=60)
+
+
 def test_what_decides_bits_is_told() -> None:
     assert {"torch", "numpy", "llvmlite", "processor", "instruction_set"} <= environment().keys()
 
@@ -146,7 +187,7 @@ def test_what_decides_bits_is_told() -> None:
 def test_figures_have_the_same_bits_for_the_same_tables(name: str, tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        reproduce.draw(REFERENCE, name, tmp_path / folder)
+        draw(REFERENCE, name, tmp_path / folder)
     for kind in ("png", "pdf"):
         drawn = (tmp_path / "one" / f"{name}.{kind}").read_bytes()
         assert drawn == (tmp_path / "two" / f"{name}.{kind}").read_bytes()
@@ -165,9 +206,9 @@ def test_the_reference_is_small_and_complete() -> None:
     ("arguments", "code", "message"),
     [
         (["--reference", "nowhere"], 1, "error: nowhere/provenance.json: No such file or directory"),
-        (["--check", "--out", "x"], 2, "--check writes nothing: leave --out away"),
+        (["--check", "--out", "x"], 2, "--check writes nothing: omit --out"),
         (["--jobs", "0"], 1, "error: --jobs=0: must be a whole number in [1, 61]"),
-        (["--out", "mine"], 1, "error: --out=mine: holds something that is no reproduction"),
+        (["--out", "mine"], 1, "error: --out=mine: holds files that are not a reproduction"),
         (["--wrong"], 2, "unrecognized arguments: --wrong"),
     ],
 )
@@ -182,10 +223,9 @@ def test_wrong_input_is_said_before_anything_is_trained(
     monkeypatch.chdir(tmp_path)
     Path("mine").mkdir()
     Path("mine/precious.txt").write_text("mine")
-    monkeypatch.setattr(sys, "argv", ["reproduce", *arguments])
-    monkeypatch.setattr(reproduce, "trained", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr(tables, "trained", lambda *_: pytest.fail("it trains"))
     with pytest.raises(SystemExit) as ended:
-        reproduce.main()
+        reproduce.main(arguments)
     assert ended.value.code == code
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "precious.txt"]
@@ -194,8 +234,8 @@ def test_wrong_input_is_said_before_anything_is_trained(
 WORK = """
 import os, signal, sys, time
 from concurrent.futures import BrokenExecutor
-from xor_study.problems import in_one_line
-from xor_study.reproduce import processes
+from xor_study.errors import in_one_line
+from xor_study.study.processes import processes
 
 def work(number):
     print("at work", flush=True)
@@ -239,6 +279,6 @@ def test_processes_end_with_one_line(happens: str, code: int, line: str, tmp_pat
 def test_work_in_processes_gives_the_same() -> None:
     found = []
     for jobs in (1, 2):
-        with reproduce.processes(jobs) as each:
+        with processes(jobs) as each:
             found.append(list(each(divmod, [7, 8, 9], [2, 3, 4])))
     assert found == [[(3, 1), (2, 2), (2, 1)]] * 2

@@ -10,7 +10,7 @@ import yaml
 from scipy.stats import multinomial
 
 from xor_study import RunSpec, StudyError, figures, train
-from xor_study.analysis.shares import cells, compared, keys_of
+from xor_study.analysis.cells import cells, compared, keys_of
 from xor_study.analysis.statistics import paired_difference
 from xor_study.files import write_table
 from xor_study.sweeps import commands as look

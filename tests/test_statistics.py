@@ -7,6 +7,9 @@ import pandas as pd
 import pytest
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 from xor_study.analysis.statistics import (
     decomposition,
@@ -27,6 +30,26 @@ def test_wilson_is_the_interval_of_its_formula() -> None:
     assert wilson(31, 200) == pytest.approx(ends)
     assert wilson(0, 400)[0] == 0
     assert wilson(400, 400)[1] == 1
+
+
+@pytest.mark.parametrize("n", [*range(1, 41), 100, 400, 1000, 1064, 26_300, 324_900])
+def test_wilson_is_equal_to_statsmodels_to_the_last_bit(n: int) -> None:
+    counts = np.unique(np.linspace(0, n, 401).astype(int))
+    low, high = proportion_confint(counts, np.full(len(counts), n), alpha=1 - 0.95, method="wilson")
+    for count, ends in zip(counts.tolist(), zip(low.tolist(), high.tolist(), strict=True), strict=True):
+        assert wilson(count, n) == (ends[0] if count else 0, ends[1] if count < n else 1)
+
+
+def test_holm_and_mcnemar_are_equal_to_statsmodels_to_the_last_bit() -> None:
+    rng = np.random.default_rng(5)
+    for n in range(1, 60):
+        p = np.where(rng.random(n) < 0.3, 1.0, rng.random(n) ** 4)
+        p[rng.random(n) < 0.2] = p[0]  # equal ones
+        assert holm(p.tolist()) == multipletests(p, method="holm")[1].tolist()
+        one, other = rng.random(3 * n) < 0.4, rng.random(3 * n) < 0.6
+        table = [[(one & other).sum(), (one & ~other).sum()], [(~one & other).sum(), (~one & ~other).sum()]]
+        assert paired(one, other) == mcnemar(table, exact=True).pvalue
+    assert holm([]) == []
 
 
 def test_fishers_test_of_the_lady_tasting_tea() -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class StudyError(ValueError):
@@ -23,10 +23,26 @@ class UnknownNameError(StudyError, KeyError):
     __str__ = Exception.__str__  # KeyError's would put it in quotes
 
 
+def typed(value: Any) -> str:
+    """Return a value as one types it on the command line, exactly.
+
+    Args:
+        value: of a field: Python's or NumPy's.
+
+    Example:
+        >>> typed(True), typed(None), typed(10.0), typed(1e-7), typed("sgd")
+        ('true', 'null', '10', '1e-07', 'sgd')
+    """
+    plain = value.item() if hasattr(value, "item") else value  # of NumPy's types, whose own repr names them
+    if isinstance(plain, bool | None):
+        return "null" if plain is None else str(plain).lower()
+    return repr(plain).removesuffix(".0") if isinstance(plain, float) else str(plain)
+
+
 def show(value: object) -> str:
-    """Return `value` as one short line that a person would type."""
-    text = {True: "true", False: "false", None: "null"}.get(value) if isinstance(value, bool | None) else str(value)
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    """Return `value` as one short line for a message."""
+    text = typed(value) if isinstance(value, bool | None) else str(value)
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= 60 else line[:57] + "..."
 
 

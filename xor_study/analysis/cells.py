@@ -1,22 +1,22 @@
-"""A study's runs by cell: what its claims, its figures and its page read.
+"""Runs by cell: a cell is all runs that differ in nothing but their seed.
 
-A cell is all runs that differ in nothing but their seed. `Study.where` finds cells by how they differ from the
-article's network, so nobody needs to know which grid a run came from.
+Any table of runs can be counted cell by cell and compared with another one. `Study.where` also finds cells by how they
+differ from the article's network, so its users need not know which grid a run came from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from xor_study.analysis.statistics import wilson
-from xor_study.errors import StudyError
+from xor_study.analysis.statistics import holm, paired_difference, wilson
+from xor_study.errors import StudyError, typed
 from xor_study.training.outcome import OUTCOMES
-from xor_study.training.spec import GROUPS, KEYS, RunSpec
+from xor_study.training.spec import GROUPS, KEYS, OWN, RunSpec, key_of
 from xor_study.training.table import distinct_rows
 
 CELL = [key for key in KEYS if key != "seed"]
@@ -26,6 +26,108 @@ MEASURED = ("initial_loss", "final_loss", "max_abs_logit", "max_grad_norm")
 """Measures whose median a table of cells holds."""
 
 QUARTILES = {"low": 0.25, "median": 0.5, "high": 0.75}
+
+
+def keys_of(runs: pd.DataFrame, axes: Sequence[str]) -> list[str]:
+    """Return the columns that tell the cells of a table apart: the axes of its sweep in order, then what else varies.
+
+    Args:
+        runs: rows as in `runs.csv`.
+        axes: keys or groups such as "lr" or "optimizer"; "seed" is ignored.
+    """
+    fields = [key_of(name) for name in OWN if key_of(name) in runs]
+    varied = [key for key in fields if runs[key].nunique(dropna=False) > 1]
+    columns = [column for axis in dict.fromkeys([*axes, *varied]) for column in _columns(runs, axis)]
+    return [key for key in dict.fromkeys(columns) if key != "seed"]
+
+
+def _columns(runs: pd.DataFrame, axis: str) -> list[str]:
+    """Return the columns that tell an axis's values apart: of a group, also parameters that differ within a choice."""
+    if axis == "activation":
+        return ["activation.hidden", "activation.output"]
+    parameters = [column for column in runs.columns if column.startswith(f"{axis}.")]
+    return [axis, *(p for p in parameters if runs.groupby(axis)[p].nunique(dropna=False).max() > 1)]
+
+
+def cells(runs: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Return how many runs of each cell had which outcome: columns keys, runs, OUTCOMES; in the runs' order.
+
+    Args:
+        runs: rows as in `runs.csv`.
+        keys: of `keys_of`.
+    """
+    number = runs.groupby(list(keys), sort=False, dropna=False).ngroup() if keys else pd.Series(0, index=runs.index)
+    counts = _outcome_counts(runs, number)
+    firsts = runs.loc[~number.duplicated(), list(keys)].set_axis(counts.index, axis=0)
+    return pd.concat([firsts, counts.sum(axis=1).rename("runs"), counts], axis=1)
+
+
+def _outcome_counts(runs: pd.DataFrame, cell: pd.Series[Any]) -> pd.DataFrame:
+    """Return the number of runs of each outcome: columns OUTCOMES, indexed by `cell`, the number of each run's cell."""
+    return pd.crosstab(cell, runs["outcome"]).reindex(columns=list(OUTCOMES), fill_value=0)
+
+
+def compared(one: pd.DataFrame, other: pd.DataFrame) -> tuple[dict[str, tuple[Any, Any]], pd.DataFrame]:
+    """Return what two tables of runs differ in, and the paired differences of their outcomes.
+
+    A column that has one value in all of one table and another in all of the other is a difference; runs that agree in
+    all other fields, the seed among them, are a pair. A run without a partner is left out.
+
+    Args:
+        one: rows as in `runs.csv`, from a sweep or from a file.
+        other: likewise.
+
+    Returns:
+        the values in both, by column; and a table with a row for each cell and outcome that occurs in it: columns keys,
+        pairs, outcome, one, other (shares), difference, low, high (Newcombe's 95 % interval) and p (McNemar's
+        exact test, adjusted by Holm's method).
+
+    Raises:
+        StudyError: if there are no pairs, or if a run could be paired with several.
+    """
+    differing = {key: (one[key].iloc[0], other[key].iloc[0]) for key in KEYS if _is_difference(one[key], other[key])}
+    pairs = _pairs(one, other, [key for key in KEYS if key not in differing])
+    keys = keys_of(pairs, ())
+    rows = []
+    groups = pairs.groupby(keys, sort=False, dropna=False) if keys else [((), pairs)]
+    for cell, members in groups:
+        for outcome in OUTCOMES:
+            before, after = members["outcome"] == outcome, members["outcome_other"] == outcome
+            if before.any() or after.any():
+                effect = paired_difference(before, after)
+                row = dict(zip(keys, cell, strict=True)) | {"pairs": len(members), "outcome": outcome}
+                row |= {"one": before.mean(), "other": after.mean(), "difference": effect.value}
+                rows.append(row | {"low": effect.low, "high": effect.high, "p": effect.p})
+    table = pd.DataFrame(rows)
+    table["p"] = holm(list(table["p"]))
+    return differing, table
+
+
+def _pairs(one: pd.DataFrame, other: pd.DataFrame, shared: list[str]) -> pd.DataFrame:
+    """Return the runs of two tables that agree in the shared columns: these, outcome and outcome_other."""
+    left, right = (
+        pd.DataFrame({key: _comparable(table[key]) for key in shared} | {"outcome": table["outcome"]})
+        for table in (one, other)
+    )
+    if left.duplicated(shared).any() or right.duplicated(shared).any():
+        raise StudyError("runs can't be paired: some differ only in what the two folders differ in")
+    pairs = left.merge(right, on=shared, suffixes=("", "_other"))
+    if pairs.empty:
+        apart = [key for key in shared if not set(left[key]) & set(right[key])]
+        raise StudyError(f"no pairs: no two runs agree in {', '.join(apart) or 'all that the folders share'}")
+    return pairs
+
+
+def _is_difference(one: pd.Series[Any], other: pd.Series[Any]) -> bool:
+    constant = one.nunique(dropna=False) == other.nunique(dropna=False) == 1
+    return constant and _comparable(one.iloc[:1]).iloc[0] != _comparable(other.iloc[:1]).iloc[0]
+
+
+def _comparable(column: pd.Series[Any]) -> pd.Series[str]:
+    """Return a column as exact texts, a missing value as an empty one: a column of a file may hold texts already."""
+    codes, distinct = pd.factorize(column, use_na_sentinel=False)
+    texts = ["" if pd.isna(value) else typed(value) for value in distinct.tolist()]
+    return pd.Series(np.array(texts, dtype=object)[codes], index=column.index)
 
 
 class Cells:
@@ -47,29 +149,36 @@ class Cells:
 
         Args:
             free: keys that may be anything, such as "lr" or "optimizer.momentum".
-            values: keys that must have a value, or one of a list of values; a dot is written as two underscores.
+            values: keys that must have a value, or one of a list of values; a dot may be written as two underscores.
+
+        Returns:
+            Rows of `cells`, with their index.
         """
         wanted = {key.replace("__", "."): value for key, value in values.items()}
-        kept = np.ones(len(self.cells), bool)
+        chosen = np.ones(len(self.cells), bool)
         for key in CELL:
             if key in wanted:
                 value = wanted[key]
-                kept &= self.cells[key].isin(value if isinstance(value, list | tuple) else [value]).to_numpy()
+                chosen &= self.cells[key].isin(value if isinstance(value, list | tuple) else [value]).to_numpy()
             elif key not in free:
-                kept &= self._usual[key]
-        return self.cells[kept]
+                chosen &= self._usual[key]
+        return self.cells[chosen]
 
     def one(self, **values: Any) -> int:
-        """Return the place of the only cell that `where` finds.
+        """Return the index of the only cell that `where` finds.
 
         Raises:
             StudyError: if it finds none, or several.
         """
-        found = self.where(**values)
-        if len(found) != 1:
-            told = " ".join(f"{key.replace('__', '.')}={value}" for key, value in values.items())
-            raise StudyError(f"the study has {len(found)} cells with {told or 'the article'}, it takes one")
-        return int(found.index[0])
+        matches = self.where(**values)
+        if len(matches) != 1:
+            wanted = " ".join(f"{key.replace('__', '.')}={typed(value)}" for key, value in values.items())
+            raise StudyError(f"the study has {len(matches)} cells with {wanted or 'the article'}, it takes one")
+        return int(matches.index[0])
+
+    def row(self, **values: Any) -> pd.Series[Any]:
+        """Return the only cell that `where` finds, as its row of `cells`."""
+        return self.cells.iloc[self.one(**values)]
 
 
 class Study(Cells):
@@ -79,19 +188,31 @@ class Study(Cells):
         runs: rows as in `runs.csv`, each cell with the seeds 0, 1, 2, ...
 
     Attributes:
-        runs: the same with a column `cell`, the place of a run's cell in `cells`, sorted by cell and seed.
+        runs: the same with a column `cell`, the index of a run's cell in `cells`, sorted by cell and seed.
         cells: a row for each cell: its columns `CELL`, `n`, for each outcome its count, its share and the ends of
             Wilson's interval (`solved_runs`, `solved`, `solved_low`, `solved_high`), the quartiles of `solved_step` and
             `first_nonfinite_step` among the runs that have one, and medians of `MEASURED`.
+
+    Raises:
+        StudyError: if there are no runs.
+
+    Example:
+        >>> from xor_study import RunSpec, train
+        >>> specs = [RunSpec(lr=lr, seed=seed, batch="full") for lr in (0.01, 1.0) for seed in range(5)]
+        >>> study = Study(train(specs).runs)
+        >>> study.where("lr", batch="full")[["lr", "n", "solved"]].to_numpy().tolist()
+        [[0.01, 5.0, 1.0], [1.0, 5.0, 1.0]]
+        >>> study.one(lr=1.0, batch="full")
+        1
     """
 
     def __init__(self, runs: pd.DataFrame) -> None:
         if runs.empty:
             raise StudyError("a study needs runs")
-        place, firsts = distinct_rows((runs[key] for key in CELL), len(runs))
-        order = np.lexsort((runs["seed"].to_numpy(), place))
-        self.runs = runs.iloc[order].assign(cell=place[order]).reset_index(drop=True)
-        self._ends = np.append(0, np.cumsum(np.bincount(place)))
+        cell, firsts = distinct_rows((runs[key] for key in CELL), len(runs))
+        order = np.lexsort((runs["seed"].to_numpy(), cell))
+        self.runs = runs.iloc[order].assign(cell=cell[order]).reset_index(drop=True)
+        self._ends = np.append(0, np.cumsum(np.bincount(cell)))
         keys = runs[CELL].iloc[firsts].reset_index(drop=True)
         super().__init__(pd.concat([keys, _summary(self.runs)], axis=1))
 
@@ -111,11 +232,11 @@ class Study(Cells):
 
 
 def _summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each cell: how many runs, how they ended, when, and what was measured."""
-    grouped = runs.groupby("cell", sort=True)
-    columns: dict[str, Any] = {"n": grouped.size()}
+    """Return a row for each cell: how many runs, how they ended, when, and medians of their measures."""
+    grouped, counts = runs.groupby("cell", sort=True), _outcome_counts(runs, runs["cell"])
+    columns: dict[str, Any] = {"n": counts.sum(axis=1)}
     for outcome in OUTCOMES:
-        count = (runs["outcome"] == outcome).groupby(runs["cell"]).sum()
+        count = counts[outcome]
         ends = np.array([wilson(int(k), int(n)) for k, n in zip(count, columns["n"], strict=True)])
         columns |= {f"{outcome}_runs": count, outcome: count / columns["n"]}
         columns |= {f"{outcome}_low": ends[:, 0], f"{outcome}_high": ends[:, 1]}
@@ -128,7 +249,11 @@ def _summary(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _is_usual(cells: pd.DataFrame, key: str) -> NDArray[np.bool_]:
-    """Return which cells have the value that the article's network has, or that their choice has by default."""
+    """Return which cells have the value of the article's network or, of a choice's parameter, its default.
+
+    Returns:
+        Booleans of shape (cells,).
+    """
     group, _, name = key.partition(".")
     if key == "lr":
         return _equal(cells[key], cells["optimizer"].map({o: RunSpec(optimizer=o).lr for o in GROUPS["optimizer"]}))
@@ -136,11 +261,8 @@ def _is_usual(cells: pd.DataFrame, key: str) -> NDArray[np.bool_]:
         return (cells[key].astype(str) == str(RunSpec().batch)).to_numpy(bool)
     if not name or group not in GROUPS:
         return _equal(cells[key], pd.Series(getattr(RunSpec(), KEYS[key]), index=cells.index))
-    defaults = {
-        choice: found[name].default
-        for choice, found in ((choice, GROUPS[group].parameters(choice)) for choice in GROUPS[group])
-        if name in found
-    }
+    parameters = {choice: GROUPS[group].parameters(choice) for choice in GROUPS[group]}
+    defaults = {choice: known[name].default for choice, known in parameters.items() if name in known}
     return _equal(cells[key], cells[group].map(defaults))
 
 
@@ -151,7 +273,7 @@ def _equal(values: pd.Series[Any], usual: pd.Series[Any]) -> NDArray[np.bool_]:
 def curves(study: Study, losses: pd.DataFrame) -> pd.DataFrame:
     """Return median and quartiles of the recorded losses of each cell: columns cell, step, finite, low, median, high.
 
-    They are those of the runs whose loss is still finite, `finite` of the cell's n.
+    They are those of the runs whose loss is finite at the step, `finite` of the cell's n.
 
     Args:
         study: the runs.
@@ -176,7 +298,7 @@ def examples(study: Study, losses: pd.DataFrame) -> pd.DataFrame:
 
     It is the run in the middle of those of its cell, sorted by outcome, final loss and seed.
     """
-    rank = {outcome: place for place, outcome in enumerate(OUTCOMES)}
+    rank = {outcome: number for number, outcome in enumerate(OUTCOMES)}
     runs = study.runs[["cell", "seed", "run_id", "final_loss", "epochs", "iterations"]]
     runs = runs.assign(rank=study.runs["outcome"].map(rank))
     ordered = runs.sort_values(["cell", "rank", "final_loss", "seed"], kind="stable")
@@ -184,22 +306,31 @@ def examples(study: Study, losses: pd.DataFrame) -> pd.DataFrame:
     steps = losses.columns.to_numpy()
     rows = []
     for run in middle.to_dict("records"):
-        kept = steps <= run["epochs"] * run["iterations"]
-        values = losses.loc[run["run_id"]].to_numpy()[kept]
-        rows.append(pd.DataFrame({"cell": run["cell"], "seed": run["seed"], "step": steps[kept], "loss": values}))
+        taken = steps <= run["epochs"] * run["iterations"]
+        values = losses.loc[run["run_id"]].to_numpy()[taken]
+        rows.append(pd.DataFrame({"cell": run["cell"], "seed": run["seed"], "step": steps[taken], "loss": values}))
     return pd.concat(rows, ignore_index=True)
 
 
 def _sorted_quantiles(
     values: NDArray[np.floating[Any]], counts: NDArray[np.integer[Any]], shares: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return quantiles of the first `counts` of each sorted column, linearly interpolated; NaN where there is none."""
-    place = shares[:, None] * np.maximum(counts - 1, 0)
-    low, part = np.floor(place).astype(int), place - np.floor(place)
+    """Return quantiles of the first `counts` of each sorted column, linearly interpolated; NaN where there is none.
+
+    Args:
+        values: shape (runs, steps), each column sorted.
+        counts: how many of each column count, shape (steps,).
+        shares: which quantiles, shape (quantiles,).
+
+    Returns:
+        shape (quantiles, steps).
+    """
+    position = shares[:, None] * np.maximum(counts - 1, 0)
+    low, part = np.floor(position).astype(int), position - np.floor(position)
     high = np.minimum(low + 1, np.maximum(counts - 1, 0))
     column = np.arange(values.shape[1])
-    found = values[low, column] * (1 - part) + values[high, column] * part
-    return np.where(counts > 0, found, np.nan)
+    quantiles = values[low, column] * (1 - part) + values[high, column] * part
+    return np.where(counts > 0, quantiles, np.nan)
 
 
 def seeds_of_each_cell(study: Study, seeds: int) -> pd.DataFrame:
@@ -208,17 +339,11 @@ def seeds_of_each_cell(study: Study, seeds: int) -> pd.DataFrame:
 
 
 def describe(values: Mapping[str, Any] | pd.Series[Any]) -> str:
-    """Return what a cell differs in from the article's network, as one would type it."""
-    cells = pd.DataFrame([dict(values)], dtype=object)[CELL]
-    given = [key for key in CELL if not _is_usual(cells, key)[0]]
-    return " ".join(f"{key}={_typed(values[key])}" for key in given) or "the article's network"
+    """Return what a cell differs in from the article's network, as one would type it.
 
-
-def _typed(value: Any) -> str:
-    return (
-        str(value).lower()
-        if isinstance(value, bool | np.bool_)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    Args:
+        values: by key, at least `CELL`.
+    """
+    row = pd.DataFrame([dict(values)], dtype=object)[CELL]
+    given = [key for key in CELL if not _is_usual(row, key)[0]]
+    return " ".join(f"{key}={typed(values[key])}" for key in given) or "the article's network"

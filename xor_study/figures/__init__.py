@@ -1,42 +1,65 @@
-"""Figures, one function each: they take tables and arrays, return a matplotlib figure, and know no torch."""
+"""Figures, one function each: they take tables and arrays, return a matplotlib figure, and know no torch.
 
-from collections.abc import Callable
+They are imported when they are first asked for, so that the names in `FIGURES` are known without matplotlib. In a
+notebook, `%matplotlib inline` makes a cell show the figure that it returns.
 
-from matplotlib.figure import Figure
+Example:
+    >>> from xor_study import figures
+    >>> figures.FIGURES["loss_curves"]
+    ('cells', 'curves')
+    >>> figures.loss_curves.__module__
+    'xor_study.figures.study'
+"""
 
-from xor_study.figures.mechanism import mechanism
-from xor_study.figures.postmortem import last_steps
-from xor_study.figures.single import decision_boundary, loss_curve, outcomes
-from xor_study.figures.study import (
-    boundaries,
-    fixes,
-    gradients,
-    heatmaps,
-    importance,
-    learning_rate,
-    loss_curves,
-    monitors,
-    precision,
-    symptom,
-    time_to_solve,
-)
-from xor_study.figures.style import save
+from __future__ import annotations
 
-FIGURES: dict[str, tuple[Callable[..., Figure], tuple[str, ...]]] = {
-    "symptom": (symptom, ("symptom",)),
-    "mechanism": (mechanism, ("mechanism_curves", "mechanism_cells", "anatomy", "axon_losses")),
-    "learning_rate": (learning_rate, ("cells",)),
-    "heatmaps": (heatmaps, ("cells",)),
-    "loss_curves": (loss_curves, ("cells", "curves")),
-    "precision": (precision, ("naive_onsets",)),
-    "boundaries": (boundaries, ("panels",)),
-    "gradients": (gradients, ("courses",)),
-    "monitors": (monitors, ("roc", "monitors")),
-    "fixes": (fixes, ("claims",)),
-    "importance": (importance, ("importance",)),
-    "time_to_solve": (time_to_solve, ("survival",)),
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xor_study.figures.defects import mechanism
+    from xor_study.figures.postmortem import last_steps
+    from xor_study.figures.single import decision_boundary, loss_curve, outcomes
+    from xor_study.figures.study import (
+        boundaries,
+        fixes,
+        gradients,
+        heatmaps,
+        importance,
+        learning_rate,
+        loss_curves,
+        monitors,
+        precision,
+        symptom,
+        time_to_solve,
+    )
+    from xor_study.figures.style import save
+
+FIGURES: dict[str, tuple[str, ...]] = {
+    "symptom": ("symptom",),
+    "mechanism": ("cells", "curves", "anatomy", "axon_losses"),
+    "learning_rate": ("cells",),
+    "heatmaps": ("cells",),
+    "loss_curves": ("cells", "curves"),
+    "precision": ("naive_onsets",),
+    "boundaries": ("panels",),
+    "gradients": ("courses",),
+    "monitors": ("roc", "monitors"),
+    "fixes": ("claims",),
+    "importance": ("importance",),
+    "time_to_solve": ("survival",),
 }
 """The study's figures by name, with the tables that each takes."""
+
+_MODULES = {
+    "mechanism": "defects",
+    "last_steps": "postmortem",
+    "decision_boundary": "single",
+    "loss_curve": "single",
+    "outcomes": "single",
+    "save": "style",
+}
+"""Where the others than the study's are, or one of another name."""
 
 __all__ = [
     "FIGURES",
@@ -58,3 +81,9 @@ __all__ = [
     "symptom",
     "time_to_solve",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'study')}"), name)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 
-from xor_study.figures.style import BLUE, COLUMN, GREEN, GREY, ORANGE, STYLE
+from xor_study.figures.style import BLUE, GREEN, GREY, ORANGE, styled, subplots
 
 _MARKERS = dict(zip(("00", "01", "10", "11"), zip("osD^", (BLUE, ORANGE, GREEN, "black"), strict=True), strict=True))
 
@@ -25,35 +24,34 @@ _FACTORS = {
 }
 
 
+@styled()
 def last_steps(
     title: str, history: pd.DataFrame, last: pd.DataFrame, corners: pd.DataFrame, marks: Mapping[str, int]
 ) -> Figure:
-    """Return a run's loss and what happened in its last steps, in two panels or, with corners, in four.
+    """Draw a run's loss and its last steps, in two panels or, with corners, in four.
 
     Args:
-        title: what run it is.
+        title: describes the run.
         history: of the whole run: column loss, the index is the step.
         last: of the last steps: columns step, grad_norm and max_abs_logit.
         corners: of the steps that were replayed: columns step, corner, logit, prediction, upstream, slope, gradient and
             perhaps exponential (e^-z); may be empty.
-        marks: steps to mark in the course of the loss, by what they are.
+        marks: steps to mark in the curve of the loss, by their meaning.
     """
-    with plt.rc_context(STYLE):
-        panels = 4 if len(corners) else 2
-        figure, axes = plt.subplots(
-            panels, 1, figsize=(COLUMN, 1.75 * panels + 0.3), height_ratios=[1.15] + [1] * (panels - 1)
-        )
-        figure.suptitle(title if len(title) <= 52 else title[:49] + "...", fontsize=8, x=0.01, ha="left")
-        _loss(axes[0], history, marks)
-        _growth(axes[1], last)
-        if len(corners):
-            _logits(axes[2], corners)
-            _factors(axes[3], corners)
-        for ax, letter in zip(axes, "abcd", strict=False):
-            ax.set_title(f"({letter}) {ax.get_title()}", loc="left", fontsize=8)
-            ax.set_title("")
-            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes[-1].set_xlabel("step")
+    panels = 4 if len(corners) else 2
+    heights = [1.15] + [1] * (panels - 1)
+    figure, axes = subplots(panels, height=1.75 * panels + 0.3, height_ratios=heights)
+    figure.suptitle(title if len(title) <= 52 else title[:49] + "...", fontsize=8, x=0.01, ha="left")
+    _loss(axes[0], history, marks)
+    _growth(axes[1], last)
+    if len(corners):
+        _logits(axes[2], corners)
+        _factors(axes[3], corners)
+    for ax, letter in zip(axes, "abcd", strict=False):
+        ax.set_title(f"({letter}) {ax.get_title()}", loc="left", fontsize=8)
+        ax.set_title("")
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes[-1].set_xlabel("step")
     return figure
 
 
@@ -94,7 +92,7 @@ def _logits(axes: Axes, corners: pd.DataFrame) -> None:
 
 
 def _factors(axes: Axes, corners: pd.DataFrame) -> None:
-    """Draw what the gradient of the corner that breaks first is made of; what is infinite at the upper edge."""
+    """Draw the factors of the gradient of the corner that breaks first; infinite ones at the upper edge."""
     broken = corners[~np.isfinite(corners["gradient"])]
     extreme = corners.iloc[int(corners["logit"].abs().fillna(np.inf).argmax())]
     corner = (broken.iloc[0] if len(broken) else extreme)["corner"]

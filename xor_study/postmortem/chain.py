@@ -16,9 +16,9 @@ from xor_study.analysis import axon
 from xor_study.autopsy import Event
 from xor_study.model.gradients import AXON_EPSILON
 from xor_study.model.losses import binary_cross_entropy_clipped
-from xor_study.postmortem.corners import NAMES
 from xor_study.postmortem.explain import arithmetic, each, location, number, reason
 from xor_study.postmortem.replay import Replay, TrainedRun
+from xor_study.training.corners import NAMES
 from xor_study.training.outcome import threshold_losses
 
 WINDOW, CLIMB, JUMP = 10, 1.5, 3.0

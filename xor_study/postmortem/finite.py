@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from xor_study.postmortem.chain import Link, chain, mask, start, threshold_loss
-from xor_study.postmortem.corners import NAMES, Corners
 from xor_study.postmortem.explain import each, number
 from xor_study.postmortem.replay import TrainedRun, optional
+from xor_study.training.corners import NAMES, Corners
 from xor_study.training.outcome import tail_length
 
 SATURATED = 0.01

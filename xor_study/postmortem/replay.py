@@ -17,8 +17,8 @@ from xor_study.engines import AUTO, FallbackWarning, check_compilable, train_tab
 from xor_study.engines.plain import Training
 from xor_study.engines.results import Progress, Result
 from xor_study.errors import StudyError
-from xor_study.postmortem.corners import Corners, corners
 from xor_study.training.cohorts import Cohort, cohorts
+from xor_study.training.corners import Corners, corners
 from xor_study.training.outcome import CHUNK, Detail
 from xor_study.training.spec import RunSpec
 from xor_study.training.step import Internals, Observation
@@ -143,7 +143,9 @@ def train_run(spec: RunSpec, settings: Settings) -> TrainedRun:
         raise StudyError(f"{given}: {steps} steps; the autopsy keeps every step, of at most {MOST_STEPS}")
     table = table_of([spec])
     (cohort,) = cohorts(table)
-    return TrainedRun(spec, trained(table, settings, Detail(every_step=True)), cohort, Training(cohort, 0).hyperparameters)
+    return TrainedRun(
+        spec, trained(table, settings, Detail(every_step=True)), cohort, Training(cohort, 0).hyperparameters
+    )
 
 
 @dataclass

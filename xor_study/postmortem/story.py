@@ -12,11 +12,11 @@ from typing import Any
 import pandas as pd
 
 from xor_study.postmortem.chain import Link, chain
-from xor_study.postmortem.corners import NAMES
 from xor_study.postmortem.cures import Cure, cures
 from xor_study.postmortem.explain import location
 from xor_study.postmortem.finite import finite_chain
 from xor_study.postmortem.replay import Replay, Settings, TrainedRun, replay_run, train_run
+from xor_study.training.corners import NAMES
 from xor_study.training.outcome import OUTCOMES
 from xor_study.training.spec import RunSpec
 

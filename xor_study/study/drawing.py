@@ -15,14 +15,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "names", nargs="*", metavar="NAME", help="of a figure (default: all; an unknown one lists them)"
     )
     parser.add_argument("--folder", type=Path, help="of the tables (default: results/reference of the checkout)")
-    parser.add_argument("--out", type=Path, help="where the pictures go (default: figures in that folder)")
+    parser.add_argument("--into", type=Path, help="existing folder for the pictures (default: figures in that folder)")
     with in_one_line():
         options = parser.parse_args(arguments)
         from xor_study.figures import FIGURES
-        from xor_study.reproduce import REFERENCE, draw
+        from xor_study.study.reference import REFERENCE, draw
 
         for name in options.names:
             if name not in FIGURES:
                 raise StudyError(f"{show(name)}: unknown figure{suggestion(name, FIGURES)}")
         for name in options.names or FIGURES:
-            print(*draw(options.folder or REFERENCE, name, options.out), sep="\n")
+            print(*draw(options.folder or REFERENCE, name, options.into), sep="\n")

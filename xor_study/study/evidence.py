@@ -1,26 +1,26 @@
-"""What a study says beyond its runs' outcomes: some runs trained again with a closer look, some tables of their losses.
+"""Tables beyond the runs' outcomes: some runs trained again in more detail, variance shares, survival curves.
 
 Each function returns one table, which claims and figures read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from statsmodels.duration.survfunc import SurvfuncRight
 
-from xor_study.analysis import statistics
+from xor_study.analysis import axon, statistics
 from xor_study.analysis.cells import QUARTILES, Study, describe
 from xor_study.engines import train
+from xor_study.engines.results import Result
 from xor_study.model.data import CORNERS, Batches
 from xor_study.model.network import plane
 from xor_study.training.cohorts import DTYPES
 from xor_study.training.outcome import log_spaced, running_mean
-from xor_study.training.spec import KEYS, RunSpec
+from xor_study.training.spec import RunSpec
 
 FACTORS = ("optimizer", "lr", "init", "loss", "activation.hidden")
 """What `study=root_causes` crosses."""
@@ -28,33 +28,23 @@ FACTORS = ("optimizer", "lr", "init", "loss", "activation.hidden")
 SIDE = 50
 """Points along each side of the article's picture of the unit square."""
 
-PANELS: dict[str, RunSpec] = {
-    "solved": RunSpec(lr=0.1, seed=0),
-    "solved, relu": RunSpec(lr=0.1, activation_hidden="relu", seed=0),
-    "stuck": RunSpec(lr=0.001, seed=0),
-    "stuck, relu": RunSpec(lr=0.1, activation_hidden="relu", seed=0),
-    "diverged": RunSpec(lr=10.0, seed=0),
-    "the article's": RunSpec(loss="axon_0_7_0", seed=0),
+PANELS: dict[str, tuple[dict[str, Any], str]] = {
+    "solved": ({"lr": 0.1}, "solved"),
+    "solved, relu": ({"lr": 0.1, "activation.hidden": "relu"}, "solved"),
+    "stuck": ({"lr": 0.001}, "unsolved"),
+    "stuck, relu": ({"lr": 0.1, "activation.hidden": "relu"}, "unsolved"),
+    "diverged": ({"lr": 10.0}, "diverged"),
+    "the article's": (axon.NEWEST, "solved"),
 }
-"""Networks whose decision boundaries are drawn; those called stuck take the first seed that is not solved."""
+"""Networks whose decision boundaries are drawn: their cells, and the outcome whose first seed is taken."""
 
 COURSES: dict[str, RunSpec] = {
     "sound, SGD 0.01": RunSpec(),
     "Axon 0.6.1, SGD 0.01": RunSpec(loss="axon_0_6_1"),
     "sound, SGD 10": RunSpec(lr=10.0),
-    "Axon 0.6.1, Adam 0.001": RunSpec(loss="axon_0_6_1", optimizer="polaris_adam"),
+    "Axon 0.6.1, Adam 0.001": RunSpec(loss="axon_0_6_1", **axon.SETTINGS["Adam 0.001"]),
 }
-"""Settings whose gradients and logits are followed."""
-
-
-def _cell(study: Study, spec: RunSpec) -> int:
-    """Return the place of the cell that a run belongs to."""
-    values = {key: getattr(spec, field) for key, field in KEYS.items() if key != "seed"}
-    kept = np.ones(len(study.cells), bool)
-    for key, value in values.items():
-        column = study.cells[key].astype(str) if key == "batch" else study.cells[key]
-        kept &= (column.isna() if value is None else column == (str(value) if key == "batch" else value)).to_numpy(bool)
-    return int(np.flatnonzero(kept)[0])
+"""Settings whose gradients and logits are followed over time."""
 
 
 def importance(study: Study) -> pd.DataFrame:
@@ -85,14 +75,16 @@ def naive_onsets(study: Study, each: Callable[..., Iterable[pd.DataFrame]] = map
     """Return what rounds when a loss without guards goes to NaN: a row for each such run with SGD.
 
     The runs are trained again up to their end with a snapshot of the step that is not finite and of the one before.
-    Columns: dtype, lr, batch, seed, step, side, logit (the largest of a corner in the batch at that step), before (one
-    step earlier) and rounded_before (whether some probability was 1 or 0 then already). The side is "one", "zero" or
-    "both" if some corner in the batch has a probability p of 1 or 0 at that step, "reciprocal" if instead 1 / p or
-    1 / (1 - p) is infinite, else "none".
 
     Args:
         study: whose runs are trained again.
-        each: as `map`; one of a pool of processes works side by side.
+        each: as `map`, or `map` of a pool of processes.
+
+    Returns:
+        Columns dtype, lr, batch, seed, step, side, logit (the largest of a corner in the batch at that step), before
+        (one step earlier) and rounded_before (whether some probability was 1 or 0 then already). The side is "one",
+        "zero" or "both" if some corner in the batch has a probability p of 1 or 0 at that step, "reciprocal" if instead
+        1 / p or 1 / (1 - p) is infinite, else "none".
     """
     cells = study.where(
         "lr", "dtype", "batch", "epochs", "iterations", loss="binary_cross_entropy_naive", optimizer="sgd"
@@ -109,8 +101,8 @@ def _naive_onsets(specs: list[RunSpec], onsets: pd.Series[Any]) -> pd.DataFrame:
     result = train([spec.replace(epochs=1, iterations=int(steps.max())) for spec in specs], snapshots=wanted.tolist())
     batches = Batches.of(specs[0].batch, [spec.seed for spec in specs])
     rows = []
-    for place, (spec, step) in enumerate(zip(specs, steps.tolist(), strict=True)):
-        now, before = (_present(result, batches, place, number, spec.dtype) for number in (step, max(step - 1, 1)))
+    for run, (spec, step) in enumerate(zip(specs, steps.tolist(), strict=True)):
+        now, before = (_present(result, batches, run, number, spec.dtype) for number in (step, max(step - 1, 1)))
         one, zero = bool((now[1] == 1).any()), bool((now[1] == 0).any())
         side = "both" if one and zero else "one" if one else "zero" if zero else "none"
         if side == "none" and bool(torch.isinf(torch.cat([1 / now[1], 1 / (1 - now[1])])).any()):
@@ -122,8 +114,16 @@ def _naive_onsets(specs: list[RunSpec], onsets: pd.Series[Any]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _present(result: Any, batches: Batches, run: int, step: int, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return logits and probabilities, in the run's precision, of the corners that stand in a step's batch."""
+def _present(result: Result, batches: Batches, run: int, step: int, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits and probabilities, in the run's precision, of the corners that are in a step's batch.
+
+    Args:
+        result: with a snapshot of the step.
+        batches: of the result's runs, in their order.
+        run: which of them.
+        step: from 1.
+        dtype: of the run; a snapshot may hold a wider one.
+    """
     counts = np.broadcast_to(batches.counts(np.array([run]), range(step, step + 1)), (1, 1, len(CORNERS)))[0, 0]
     logits = result.snapshots[step].logits[run][torch.from_numpy(counts > 0)].to(DTYPES[dtype])
     return logits, torch.sigmoid(logits)
@@ -150,44 +150,36 @@ def panels(study: Study) -> pd.DataFrame:
     Columns: panel, what (the run, as one would type it), outcome, x1, x2, prediction.
     """
     tables = []
-    for name, spec in PANELS.items():
-        runs = study.runs_of(_cell(study, spec))
-        wanted = {"solved": "solved", "stuck": "unsolved", "diverged": "diverged"}.get(name.partition(",")[0], "solved")
-        chosen = RunSpec.from_row(runs[runs["outcome"] == wanted].iloc[0])
-        result = train(chosen)
+    for name, (values, outcome) in PANELS.items():
+        runs = study.runs_of(study.one(**values))
+        spec = RunSpec.from_row(runs[runs["outcome"] == outcome].iloc[0])
+        result = train(spec)
         low, high = (0.0, 1.0) if name == "the article's" else (-0.25, 1.25)
         line = np.linspace(low, high, SIDE)
-        columns: dict[str, Any] = {
-            "panel": name,
-            "what": f"{describe(result.runs.iloc[0])} seed={chosen.seed}",
-            "outcome": wanted,
-        }
+        what = f"{describe(result.runs.iloc[0])} seed={spec.seed}"
+        columns: dict[str, Any] = {"panel": name, "what": what, "outcome": outcome}
         columns |= {"x1": np.tile(line, SIDE), "x2": np.repeat(line, SIDE)}
         tables.append(pd.DataFrame(columns | {"prediction": plane(result.network(0), low, high, SIDE).reshape(-1)}))
     return pd.concat(tables, ignore_index=True)
 
 
 def courses(seeds: int = 100) -> pd.DataFrame:
-    """Return how gradient, largest logit and loss go over time in some settings, at ten steps a decade.
+    """Return how gradient, largest logit and loss change over time in `COURSES`, at ten steps a decade.
 
-    Columns: setting, measure, step, n, finite (how many are), low, median and high (quartiles of those).
+    Columns: step, n, finite (how many are), low, median and high (quartiles of those), setting, measure.
     """
-    return _courses(COURSES, seeds, ("grad_norm", "max_abs_logit", "loss"))
-
-
-def _courses(settings: Mapping[str, RunSpec], seeds: int, measures: tuple[str, ...]) -> pd.DataFrame:
     rows = []
-    for name, spec in settings.items():
+    for name, spec in COURSES.items():
         result = train([spec.replace(seed=seed) for seed in range(seeds)], every_step=True)
         assert result.history is not None
         history = result.history[result.history["step"].isin(log_spaced(spec.epochs * spec.iterations))]
-        for measure in measures:
+        for measure in ("grad_norm", "max_abs_logit", "loss"):
             values = history.assign(value=history[measure].where(np.isfinite(history[measure])))
             grouped = values.groupby("step")["value"]
-            found = grouped.quantile(np.array(list(QUARTILES.values()))).unstack().set_axis(list(QUARTILES), axis=1)
-            found.insert(0, "finite", grouped.count())
-            found.insert(0, "n", seeds)
-            rows.append(found.reset_index().assign(setting=name, measure=measure))
+            table = grouped.quantile(np.array(list(QUARTILES.values()))).unstack().set_axis(list(QUARTILES), axis=1)
+            table.insert(0, "finite", grouped.count())
+            table.insert(0, "n", seeds)
+            rows.append(table.reset_index().assign(setting=name, measure=measure))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -195,10 +187,10 @@ def symptom(study: Study, seeds: int = 100) -> pd.DataFrame:
     """Return what Axon's loop prints with Axon 0.6.1's loss and SGD: the mean of all losses so far.
 
     Columns: step (ten a decade and each 200th), n, nan (share of runs whose mean is NaN by then) with nan_low and
-    nan_high, low, median and high
-    (quartiles of those that are not), and example, the first run to be NaN within the first epoch.
+    nan_high, low, median and high (quartiles of those that are not), example, the first run to be NaN within the first
+    epoch, and example_seed, its seed.
     """
-    runs = study.runs_of(_cell(study, RunSpec(loss="axon_0_6_1")))
+    runs = study.runs_of(study.one(**axon.BROKEN))
     early = runs[(runs["first_nonfinite_step"] <= 1000).fillna(False)]
     example = int(early["seed"].iloc[0])
     chosen = [*range(seeds), *([example] if example >= seeds else [])]
@@ -217,11 +209,13 @@ def symptom(study: Study, seeds: int = 100) -> pd.DataFrame:
 
 
 def survival(study: Study) -> pd.DataFrame:
-    """Return which share of runs has not solved XOR yet after each step, for some settings.
+    """Return the share of runs that have not solved XOR yet after each step, for some settings.
 
     Kaplan and Meier's estimate with its 95 % interval (log-log); runs that end unsolved are censored there. Columns:
     setting, n, step, unsolved, low, high.
     """
+    from statsmodels.duration.survfunc import SurvfuncRight  # a second to import, for this table only
+
     settings: dict[str, dict[str, Any]] = {
         "SGD 0.01": {},
         "SGD 0.1": {"lr": 0.1},
@@ -234,9 +228,10 @@ def survival(study: Study) -> pd.DataFrame:
         runs = study.runs_of(study.one(**values))
         steps = (runs["epochs"] * runs["iterations"]).to_numpy()
         solved = runs["solved_step"].notna().to_numpy()
-        found = SurvfuncRight(np.where(solved, runs["solved_step"].fillna(0), steps).astype(float), solved.astype(int))
-        low, high = _log_log(found.surv_prob, found.surv_prob_se)
-        columns = {"step": found.surv_times, "unsolved": found.surv_prob, "low": low, "high": high}
+        times = np.where(solved, runs["solved_step"].fillna(0), steps).astype(float)
+        estimate = SurvfuncRight(times, solved.astype(int))
+        low, high = _log_log(estimate.surv_prob, estimate.surv_prob_se)
+        columns = {"step": estimate.surv_times, "unsolved": estimate.surv_prob, "low": low, "high": high}
         table = _thinned(pd.DataFrame(columns))
         start = pd.DataFrame({"step": [1.0], "unsolved": 1.0, "low": 1.0, "high": 1.0})
         table = pd.concat([start, table, table.tail(1).assign(step=float(steps.max()))]).drop_duplicates("step")
@@ -247,7 +242,12 @@ def survival(study: Study) -> pd.DataFrame:
 
 
 def _log_log(share: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ends of Kalbfleisch and Prentice's interval of a survival function."""
+    """Return the ends of Kalbfleisch and Prentice's 95 % interval of a survival function.
+
+    Args:
+        share: survival at each time, shape (times,).
+        error: its standard error, shape (times,).
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         spread = 1.959964 * error / (share * np.abs(np.log(share)))
         low, high = share ** np.exp(spread), share ** np.exp(-spread)

@@ -1,4 +1,4 @@
-"""The study as one page: `report.html`, which needs nothing but itself, and `report.md` with the same content."""
+"""The report of the study: `report.html`, which needs nothing but itself, and `report.md` with the same content."""
 
 from __future__ import annotations
 
@@ -14,59 +14,68 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from xor_study.analysis.axon import SWITCHES
+from xor_study.analysis.axon import BROKEN, LOSS, NEWEST, OVERFLOW, PLATEAU, PLATEAU_FORMULA, SETTINGS, SWITCHES
 from xor_study.analysis.cells import Cells
 from xor_study.figures import FIGURES
 from xor_study.files import write_atomically
-from xor_study.study.claims import AXON, CLAIMS, NEWEST
+from xor_study.study.claims import CLAIMS
 from xor_study.training.outcome import OUTCOMES
 
 PAGE, MARKDOWN = "report.html", "report.md"
 
 Tables = Callable[[str], pd.DataFrame]
+"""(name) -> a table of a reproduction."""
 
-QUESTION = "Why did this small network train to NaN, and what really cures it?"
+QUESTION = "Why did this small network train to NaN, and what cures it?"
+
+RUN = "python -m xor_study.run"
 
 CAPTIONS = {
-    "symptom": "What the loop of Axon 0.6.1 prints: the mean of all losses so far, never reset, so one NaN stays. "
-    "Above the "
-    "median and the quartiles of the runs that are not NaN yet, and one run that is NaN within the first epoch; "
-    "below the "
-    "share that is NaN.",
-    "mechanism": "The cause, three defects in a chain. (a) The loss climbs to the plateau that theory predicts; "
-    "hollow marks "
-    "are the real Axon's. (b) What each single repair cures. (c) The last steps of one run.",
-    "learning_rate": "Which share of runs solves XOR and which goes to NaN, over the rate; bands are Wilson's 95 % "
+    "symptom": "Output of Axon 0.6.1's training loop: the mean of all losses so far, never reset, so one NaN stays. "
+    "Above: median and quartiles of the runs that are not NaN yet, and one run that is NaN within the first epoch. "
+    "Below: the share that is NaN.",
+    "mechanism": "Three defects in a chain. (a) The loss, with the plateau of the theory dotted; hollow marks are the "
+    "real Axon's. (b) Outcomes with each single repair. (c) The last steps of one run.",
+    "learning_rate": "Shares of runs that solve XOR and that go to NaN, by learning rate; bands are Wilson's 95 % "
     "intervals.",
-    "heatmaps": "How runs end over the rate and three of the article's other suspects, with SGD; a bar of shares for "
-    "each "
-    "cell.",
-    "loss_curves": "The loss over time, sound and broken: medians and quartiles.",
-    "precision": "The logit at which a loss without guards goes to NaN, and the largest one step before: between "
-    "them lies "
-    "the logit from which on p rounds to 1, which is p log 2 or (p + 1) log 2 of p significant bits.",
-    "boundaries": "What trained networks answer around the unit square, and the article's own picture.",
+    "heatmaps": "Outcomes by learning rate and three of the article's other suspects, with SGD; one bar of shares for "
+    "each cell.",
+    "loss_curves": "Loss over time, sound and broken: medians and quartiles.",
+    "precision": "The logit at which a loss without guards goes to NaN, and the largest one step before. The lines are "
+    "the logits from which p rounds to 1: p log 2 or (p + 1) log 2 of p significant bits.",
+    "boundaries": "Predictions of trained networks around the unit square, and the article's own picture.",
     "gradients": "Norm of the gradient and largest logit over time: medians and quartiles.",
-    "monitors": "What warns of NaN. (a) to (c) How many failures a monitor sees before they happen against how many "
-    "sound "
-    "runs it accuses, over all thresholds, study by study; (d) how early it warns at a threshold with few false "
-    "alarms.",
+    "monitors": "Early warnings of NaN. (a) to (c) Share of failures that a monitor detects before they happen, "
+    "against the share of sound runs with a false alarm, over all thresholds, by study. (d) Steps between alarm and "
+    "NaN at a threshold with few false alarms.",
     "fixes": "The effect of every claim with its 95 % interval.",
-    "importance": "Which share of the variance of success each factor explains on sound networks, alone and in pairs; "
+    "importance": "Share of the variance of success that each factor explains on sound networks, alone and in pairs; "
     "bootstrap intervals over seeds.",
-    "time_to_solve": "Which share of runs has not solved XOR yet; Kaplan and Meier's estimate with 95 % intervals.",
+    "time_to_solve": "Share of runs that have not solved XOR yet; Kaplan and Meier's estimate with 95 % intervals.",
 }
-"""What a reader is told of each figure."""
+"""The caption of each figure: how it is read, not what it shows."""
+
+METHOD = [
+    "A run is solved if all four corners are on their right sides in the end, NaN from the first step whose loss, "
+    "gradient or update is not finite, diverged if the mean of the last tenth of its losses exceeds twice the loss of "
+    "a network that answers with its threshold, else unsolved.",
+    "Rates have Wilson's intervals; differences of paired rates have McNemar's exact test and Newcombe's interval; "
+    "paired steps have Wilcoxon's test and a bootstrap interval; several comparisons have Holm's correction. A claim "
+    "needs p < 0.01.",
+    "A suspect is a cause of the reported failure only if varying it within what the article describes turns the sound "
+    "network into NaN. A fix is judged on the broken loss of the report.",
+]
 
 
 class Content(NamedTuple):
-    """What both pages say.
+    """The content of both pages.
 
     Attributes:
         answer: three sentences.
         chain: the defects in order, each with the command that shows it.
         claims: rows claim, kind, verdict, effect, interval, test, n, sentence, statement, command.
-        method, versions: paragraphs, and what it was made with.
+        method: paragraphs.
+        versions: software, command and time of the results, by name.
     """
 
     answer: list[str]
@@ -77,100 +86,169 @@ class Content(NamedTuple):
 
 
 def content(tables: Tables, record: Mapping[str, Any]) -> Content:
-    """Return what the pages say, with numbers from the tables of a reproduction and from its record."""
-    claims = tables("claims").to_dict("records")
-    by_name = {str(row["claim"]): row for row in claims}
-    found = Cells(tables("cells"))
-    broken, newest = (found.cells.iloc[found.one(**values)] for values in (AXON, NEWEST))
-    causes = [row for row in claims if str(row["claim"]).startswith("cause_")]
-    innocent = sum(row["verdict"] == "not the cause" for row in causes)
-    answer = [
-        f"None of it was what the article suspects: {innocent} of its {len(causes)} causes are not the cause, in "
-        f"{record['runs']:,} runs.",
-        f"Axon 0.6.1 hides the logits from the loss, Nx's clip then squares the gradient so that the loss climbs, "
-        f"and the "
-        f"sigmoid's own gradient turns infinity times 0 into NaN in {100 * broken['nonfinite']:.0f} % of runs.",
-        f"The newer version cures it ({100 * newest['solved']:.0f} % solve XOR); SGD at 0.01 changes nothing and "
-        f"Adam only "
-        "exchanges NaN for a loss that stays high.",
-    ]
-    run = "python -m xor_study.run"
-    chain = [
-        (
-            "Axon 0.6.1 wraps the sigmoid's output once more, so the loss does not see its logits and falls back to "
-            "clipping "
-            "probabilities (loss.logits_visible=false).",
-            f"{run} loss=axon_0_6_1 seed=109 log=axon",
-        ),
-        (
-            "Nx's clip passes g squared instead of g: the sign is lost, every probability is pushed to 0, and the "
-            "loss climbs "
-            "to \N{MINUS SIGN}log(2e-7)/2 = 7.7 (loss.clip_gradient=squared).",
-            f"{run} loss=axon_0_6_1 loss.clip_gradient=correct seed=109",
-        ),
-        (
-            "Nx's gradient of the sigmoid is e^-z p p: beyond -z = 88.72 e^-z is infinite in float32, the clip's "
-            "gradient is "
-            "0, and infinity times 0 is NaN (loss.sigmoid_gradient=exponential).",
-            f"{run} loss=axon_0_6_1 loss.sigmoid_gradient=stable seed=109",
-        ),
-    ]
-    rows = []
-    for name, claim in CLAIMS.items():
-        row = by_name[name]
-        rows.append(
-            {
-                "claim": name,
-                "kind": claim.kind,
-                "verdict": str(row["verdict"]),
-                "effect": f"{row['effect']:.3g}",
-                "interval": f"{row['low']:.3g} to {row['high']:.3g}",
-                "test": str(row["test"]),
-                "n": f"{row['n']:,}",
-                "sentence": str(row["sentence"]),
-                "statement": (inspect.getdoc(claim.judge) or "").partition("\n")[0],
-                "command": f"{run} -m study={claim.studies}",
-            }
-        )
-    method = [
+    """Return the content of the pages.
+
+    Args:
+        tables: (name) -> a table of a reproduction.
+        record: what made it, as in its provenance.json.
+    """
+    claims, cells = tables("claims").set_index("claim"), Cells(tables("cells"))
+    runs = (
         f"{record['runs']:,} runs in {record['cells']:,} cells, each with the seeds 0, 1, 2, ...: a seed gives the "
-        f"same "
-        "initial draws and the same batches in every cell, so cells are compared in pairs.",
-        "A run is solved if all four corners are on their right sides in the end, NaN from the first step whose "
-        "loss, gradient "
-        "or update is not finite, diverged if the last tenth of its loss is above twice that of a network that knows "
-        "nothing, "
-        "else unsolved.",
-        "Rates have Wilson's intervals; differences of paired rates McNemar's exact test and Newcombe's interval; "
-        "paired "
-        "steps Wilcoxon's test and a bootstrap interval; several comparisons Holm's correction. A claim needs p < "
-        "0.01.",
-        "A suspect is a cause of the reported failure only if varying it within what the article describes turns the "
-        "sound "
-        "network into NaN. A fix is judged on the broken loss of the report.",
-    ]
+        "same initial draws and the same batches in every cell, so cells are compared in pairs."
+    )
     versions = {name: str(value) for name, value in record["environment"].items()}
     versions |= {"xor_study": str(record["package_version"]), "commit": str(record["git_commit"])}
-    versions |= {"command": str(record["command"]), "seconds": str(record["seconds"])}
-    return Content(answer, chain, rows, method, versions)
+    versions |= {name: str(record[name]) for name in ("command", "seconds")}
+    return Content(
+        answer(claims["verdict"], cells, record["runs"]),
+        chain(cells, tables("mechanism_repairs"), tables("anatomy")),
+        _claims(claims),
+        [runs, *METHOD],
+        versions,
+    )
+
+
+def answer(verdicts: pd.Series[str], cells: Cells, runs: int) -> list[str]:
+    """Return the answer to the question in three sentences.
+
+    Args:
+        verdicts: by claim.
+        cells: of the study.
+        runs: how many the study has.
+    """
+    causes = verdicts[verdicts.index.str.startswith("cause_")]
+    others = causes.index[causes != "not the cause"].str.removeprefix("cause_").str.replace("_", " ")
+    suspects = f"Of the article's {len(causes)} suspects, the {' and the '.join(others)} can't be ruled out"
+    if others.empty:
+        suspects = f"None of the article's {len(causes)} suspects is the cause"
+    default, newest, sgd, adam = (
+        cells.row(**values)
+        for values in (BROKEN, NEWEST, BROKEN | SETTINGS["SGD 0.01"], BROKEN | SETTINGS["Adam 0.001"])
+    )
+    failure = (
+        "Axon 0.6.1 hides the logits from the loss, so two defects of Nx act: its clip squares the gradient, and its "
+        f"sigmoid's gradient is a product with e^-z. {_percent(default, 'nonfinite')} of runs go to NaN and "
+        f"{_percent(default, 'diverged')} diverge."
+    )
+    cures = "cures it" if verdicts["fix_newest_version"] == "supported" else "does not cure it"
+    same = ", which is already the default," if sgd.name == default.name else ""
+    stalls = ": the runs stall at a high loss" if adam["nonfinite_runs"] == 0 and adam["diverged"] > 0.5 else ""
+    fixes = (
+        f"Axon 0.7.0 {cures} ({_percent(newest, 'solved')} solve XOR). With SGD at 0.01{same} "
+        f"{_percent(sgd, 'solved')} solve it. With Adam {_percent(adam, 'nonfinite')} go to NaN and "
+        f"{_percent(adam, 'solved')} solve it{stalls}."
+    )
+    return [f"{suspects}, in {runs:,} runs.", failure, fixes]
+
+
+def _percent(cell: pd.Series[Any], outcome: str) -> str:
+    return f"{100 * cell[outcome]:.0f} %"
+
+
+def chain(cells: Cells, repairs: pd.DataFrame, anatomy: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the three defects in order: what each is and does, and the command that shows it.
+
+    Args:
+        cells: of the study.
+        repairs: of `mechanism.repairs`.
+        anatomy: of `mechanism.anatomy`.
+    """
+    climbing = cells.row(**BROKEN | {"loss.sigmoid_gradient": "stable"})
+    loss = climbing["final_loss_median"]
+    near = "near" if abs(loss / PLATEAU - 1) < 0.1 else "not near"
+    texts = [
+        "Axon 0.6.1 wraps the sigmoid's output once more, so the loss does not see its logits and falls back to "
+        "clipping probabilities (loss.logits_visible=false).",
+        "Nx's clip passes g squared instead of g, so the sign is lost (loss.clip_gradient=squared). With a stable "
+        f"sigmoid, where no NaN interrupts it, the loss ends at {loss:.3g} in the median, {near} {PLATEAU:.3g} = "
+        f"{PLATEAU_FORMULA}, the loss of a network that predicts 0 everywhere.",
+        f"Nx's gradient of the sigmoid is e^-z p p, and beyond -z = {OVERFLOW:.2f} e^-z is infinite in float32 "
+        f"(loss.sigmoid_gradient=exponential). {_last_step(anatomy)}",
+    ]
+    options = ["log=axon", "loss.clip_gradient=correct", "loss.sigmoid_gradient=stable"]
+    return [
+        (f"{text} {_alone(repairs, switch)}", f"{RUN} loss=axon_0_6_1 {option} seed=109")
+        for text, switch, option in zip(texts, SWITCHES, options, strict=True)
+    ]
+
+
+def _alone(repairs: pd.DataFrame, switch: str) -> str:
+    """Return in words what the repair of one switch alone cures, in all settings that have it."""
+    rows = repairs[repairs["repair"].str.startswith(f"{switch}=")]
+    names = {"cures_nan": "NaN", "cures_divergence": "divergence"}
+    cured = [name for column, name in names.items() if set(rows[column]) <= {"yes", "nothing to cure"}]
+    return f"Repairing this alone removes {' and '.join(cured) or 'neither'}" + (
+        "." if len(cured) != 1 else f" but not {next(name for name in names.values() if name not in cured)}."
+    )
+
+
+def _last_step(anatomy: pd.DataFrame) -> str:
+    """Return in words what makes the gradient NaN at the last step of a run."""
+    last = anatomy[anatomy["step"] == anatomy["step"].max()]
+    broken = last[last["gradient"].isna()]
+    factors = broken[np.isinf(broken["exponential"]) & (broken["upstream"] == 0)]
+    where = f"At step {last['step'].iloc[0]:,} of one run"
+    if factors.empty:
+        return f"{where} the gradient of {len(broken)} corners is NaN."
+    return (
+        f"{where} -z is {-factors['logit'].min():,.0f}, the gradient that the clip passes on is 0, and infinity times "
+        "0 is NaN."
+    )
+
+
+def _claims(claims: pd.DataFrame) -> list[dict[str, str]]:
+    """Return the rows of the table of claims as texts.
+
+    Args:
+        claims: of `claims.verdicts`, indexed by claim.
+    """
+    rows = []
+    for name, claim in CLAIMS.items():
+        row = claims.loc[name]
+        texts = {
+            "claim": name,
+            "kind": claim.kind,
+            "verdict": str(row["verdict"]),
+            "effect": f"{row['effect']:.3g}",
+            "interval": f"{row['low']:.3g} to {row['high']:.3g}",
+            "test": str(row["test"]),
+            "n": f"{row['n']:,}",
+            "sentence": str(row["sentence"]),
+            "statement": (inspect.getdoc(claim.judge) or "").partition("\n")[0],
+            "command": f"{RUN} -m study={claim.studies}",
+        }
+        rows.append(texts)
+    return rows
 
 
 def write(folder: Path, tables: Tables, record: Mapping[str, Any]) -> None:
-    """Write both pages into the folder of a reproduction, whose figures lie in `figures/`."""
-    said = content(tables, record)
+    """Write both pages into a folder.
+
+    Args:
+        folder: of a reproduction, with its figures in `figures/`.
+        tables: (name) -> a table of a reproduction.
+        record: what made it, as in its provenance.json.
+    """
+    page = content(tables, record)
     pictures = {name: (folder / "figures" / f"{name}.png").read_bytes() for name in FIGURES}
     data = cells_for_the_picker(tables)
-    for name, text in ((PAGE, as_html(said, pictures, data)), (MARKDOWN, as_markdown(said))):
+    for name, text in ((PAGE, as_html(page, pictures, data)), (MARKDOWN, as_markdown(page))):
         write_atomically(folder / name, lambda stream, text=text: stream.write(text.encode()))  # type: ignore[misc]
 
 
-def as_markdown(said: Content) -> str:
-    """Return the page as Markdown, with the figures beside it."""
-    lines = [f"# {QUESTION}", "", " ".join(said.answer), "", "## The cause, a chain of three defects", ""]
-    for number, (text, command) in enumerate(said.chain, start=1):
+def as_markdown(page: Content) -> str:
+    """Return the page as Markdown that links the figures in `figures/`."""
+    lines = [f"# {QUESTION}", "", " ".join(page.answer), "", "## A chain of three defects", ""]
+    for number, (text, command) in enumerate(page.chain, start=1):
         lines += [f"{number}. {text}", "", f"   `{command}`", ""]
-    lines += ["## The claims", "", "| claim | verdict | effect (95 %) | n | in plain words |", "|---|---|---|---|---|"]
-    for row in said.claims:
+    lines += [
+        "## Verdicts on the article's claims",
+        "",
+        "| claim | verdict | effect (95 %) | n | evidence |",
+        "|---|---|---|---|---|",
+    ]
+    for row in page.claims:
         cells = [
             f"`{row['claim']}`: {row['statement']}",
             f"**{row['verdict']}**",
@@ -182,21 +260,27 @@ def as_markdown(said: Content) -> str:
     lines += ["## Figures", ""]
     for name, caption in CAPTIONS.items():
         lines += [f"![{name}](figures/{name}.png)", "", f"{caption} `python scripts/figures.py {name}`", ""]
-    lines += ["## Method", "", *(f"- {text}" for text in said.method), "", "## Made with", ""]
-    lines += [f"- {name}: `{value}`" for name, value in said.versions.items()]
+    lines += ["## Method", "", *(f"- {text}" for text in page.method), "", "## Made with", ""]
+    lines += [f"- {name}: `{value}`" for name, value in page.versions.items()]
     return "\n".join(lines) + "\n"
 
 
-def as_html(said: Content, pictures: Mapping[str, bytes], data: Mapping[str, Any]) -> str:
-    """Return the page as one HTML file that needs nothing else."""
+def as_html(page: Content, pictures: Mapping[str, bytes], data: Mapping[str, Any]) -> str:
+    """Return the page as one HTML file that needs nothing else.
+
+    Args:
+        page: its content.
+        pictures: PNG by name of figure.
+        data: of `cells_for_the_picker`.
+    """
     e = html.escape
-    chain = "".join(f"<li>{e(text)}<br><code>{e(command)}</code></li>" for text, command in said.chain)
+    chain = "".join(f"<li>{e(text)}<br><code>{e(command)}</code></li>" for text, command in page.chain)
     rows = "".join(
         f"<tr><td><code>{e(row['claim'])}</code><br><small>{e(row['kind'])}: {e(row['statement'])}</small></td>"
         f'<td><span class="verdict {e(row["verdict"]).replace(" ", "-")}">{e(row["verdict"])}</span></td>'
         f"<td>{e(row['effect'])}<br><small>{e(row['interval'])}<br>{e(row['test'])}, n = {e(row['n'])}</small></td>"
         f"<td>{e(row['sentence'])}<br><code>{e(row['command'])}</code></td></tr>"
-        for row in said.claims
+        for row in page.claims
     )
     shown = "".join(
         f'<figure id="{name}"><img alt="{e(name)}" src="{_data_url(pictures[name])}">'
@@ -205,20 +289,20 @@ def as_html(said: Content, pictures: Mapping[str, bytes], data: Mapping[str, Any
     )
     parts = {
         "question": e(QUESTION),
-        "answer": " ".join(e(text) for text in said.answer),
+        "answer": " ".join(e(text) for text in page.answer),
         "chain": chain,
         "claims": rows,
         "figures": shown,
-        "method": "".join(f"<li>{e(text)}</li>" for text in said.method),
+        "method": "".join(f"<li>{e(text)}</li>" for text in page.method),
         "versions": "".join(
-            f"<dt>{e(name)}</dt><dd><code>{e(value)}</code></dd>" for name, value in said.versions.items()
+            f"<dt>{e(name)}</dt><dd><code>{e(value)}</code></dd>" for name, value in page.versions.items()
         ),
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     }
-    page = files("xor_study.study").joinpath("report.html").read_text(encoding="utf-8")
+    template = files("xor_study.study").joinpath("report.html").read_text(encoding="utf-8")
     for name, text in parts.items():
-        page = page.replace(f"<!--{name}-->" if name != "data" else "/*data*/", text, 1)
-    return page
+        template = template.replace(f"<!--{name}-->" if name != "data" else "/*data*/", text, 1)
+    return template
 
 
 def _data_url(picture: bytes) -> str:
@@ -226,25 +310,28 @@ def _data_url(picture: bytes) -> str:
 
 
 PICKED = ("optimizer", "lr", "init", "loss", "activation")
-"""What a reader of the page chooses."""
+"""The settings that a reader of the page chooses a cell by."""
 
 
 def cells_for_the_picker(tables: Tables) -> dict[str, Any]:
     """Return the cells that differ from the article's network in `PICKED` only, with their median seeds' losses.
 
-    Keys: choose (the keys), steps (that losses are recorded at), cells: lists of the chosen values, the counts of the
-    outcomes, the median seed and its losses as far as they are finite.
+    Args:
+        tables: (name) -> a table of a reproduction; reads "cells" and "examples".
+
+    Returns:
+        Keys choose (the settings), steps (at which losses are recorded), and cells: lists of the chosen values, the
+        counts of the outcomes, the median seed and its losses as far as they are finite.
     """
-    found = Cells(tables("cells"))
     activations = ("activation.hidden", "activation.output")
-    cells = found.where("optimizer", "lr", "init", "loss", *SWITCHES, *activations)
-    names = {(False, "squared", "exponential"): "axon 0.6.1", (True, "squared", "exponential"): "axon 0.7.0"}
+    cells = Cells(tables("cells")).where("optimizer", "lr", "init", "loss", *SWITCHES, *activations)
+    names = {tuple(BROKEN[key] for key in SWITCHES): "axon 0.6.1", tuple(NEWEST[key] for key in SWITCHES): "axon 0.7.0"}
     curves: dict[Any, pd.DataFrame] = dict(iter(tables("examples").groupby("cell")))
     steps = sorted(int(step) for step in tables("examples")["step"].unique())
     rows = []
     for cell, row in cells.to_dict("index").items():
         loss = row["loss"]
-        if pd.notna(row["loss.logits_visible"]):
+        if loss == LOSS:
             switches = tuple(row[key] for key in SWITCHES)
             if switches not in names:
                 continue

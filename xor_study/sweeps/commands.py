@@ -46,7 +46,7 @@ def show(folder: Path, *, figure: bool = False) -> None:
     Raises:
         StudyError: if the folder holds no results, or more cells than a figure can.
     """
-    from xor_study.analysis.shares import cells, keys_of
+    from xor_study.analysis.cells import cells, keys_of
     from xor_study.sweeps import records, terminal
 
     runs = _runs(folder)
@@ -75,7 +75,7 @@ def compare(one: Path, other: Path) -> None:
     Raises:
         StudyError: if a folder holds no results, or results that can't be compared.
     """
-    from xor_study.analysis.shares import compared
+    from xor_study.analysis.cells import compared
     from xor_study.sweeps import terminal
 
     terminal.show_comparison(one, other, *compared(_runs(one), _runs(other)))

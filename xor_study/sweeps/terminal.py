@@ -24,7 +24,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
-from xor_study.analysis.shares import cells, keys_of
+from xor_study.analysis.cells import cells, keys_of
 from xor_study.analysis.statistics import wilson
 from xor_study.engines import FallbackWarning
 from xor_study.engines.results import Progress, Result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,12 +62,39 @@ def corners(program: Program, loss_parameters: Mapping[str, Any], parameters: Te
     hidden_slope = _derivative(network.hidden_activation, preactivation)
     logit = functional_call(network, named, (program.x1, program.x2), {"return_logit": True})[:, 0].detach()
 
+    return Corners(
+        preactivation=preactivation,
+        hidden=network.hidden_activation(preactivation),
+        hidden_slope=hidden_slope,
+        logit=logit,
+        loss=program.loss.per_sample(logit, network.output_activation(logit), target, **loss_parameters),
+        right=program.loss.is_right(logit, network.output_activation(logit), program.is_true),
+        **factors(program, loss_parameters, logit)._asdict(),
+    )
+
+
+class Factors(NamedTuple):
+    """What the gradient of a corner's logit is made of; see `Corners`."""
+
+    prediction: Tensor
+    upstream: Tensor
+    slope: Tensor
+    gradient: Tensor
+
+
+def factors(program: Program, loss_parameters: Mapping[str, Any], logit: Tensor) -> Factors:
+    """Return the predictions of the four corners and the derivatives that lead back to their logits.
+
+    Args:
+        program: what the network is.
+        loss_parameters: of its loss.
+        logit: of the four corners, shape (4,), on the program's device.
+    """
+    network, target = program.network, program.target
+
     def share(z: Tensor, p: Tensor) -> Tensor:
         losses: Tensor = program.loss.per_sample(z, p, target, **loss_parameters)
         return losses / program.batch
-
-    def of_logit(z: Tensor) -> Tensor:
-        return share(z, network.output_activation(z))
 
     prediction = network.output_activation(logit)
     upstream = _derivative(lambda p: share(logit, p), prediction)
@@ -78,18 +105,8 @@ def corners(program: Program, loss_parameters: Mapping[str, Any], parameters: Te
         upstream = clipped_gradient(prediction, target, one, squared=squared)
         if loss_parameters["sigmoid_gradient"] == "exponential":
             slope = exponential_sigmoid_gradient(logit, prediction)
-    return Corners(
-        preactivation=preactivation,
-        hidden=network.hidden_activation(preactivation),
-        hidden_slope=hidden_slope,
-        logit=logit,
-        prediction=prediction,
-        loss=program.loss.per_sample(logit, prediction, target, **loss_parameters),
-        upstream=upstream,
-        slope=slope,
-        gradient=_derivative(of_logit, logit),
-        right=program.loss.is_right(logit, prediction, program.is_true),
-    )
+    gradient = _derivative(lambda z: share(z, network.output_activation(z)), logit)
+    return Factors(prediction, upstream, slope, gradient)
 
 
 def _derivative(function: Any, at: Tensor) -> Tensor:
