@@ -282,10 +282,10 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: py
 
 
 def test_versions(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The table in the README is the one the package prints, and says what the measured table says."""
+    """The table in the documentation is the one the package prints, and says what the measured table says."""
     assert call(monkeypatch, "--versions") == 0
     table = capsys.readouterr().out
-    assert table.strip() in (Path(__file__).parents[1] / "README.md").read_text()
+    assert table.strip() in (Path(__file__).parents[1] / "docs/axon.md").read_text()
     rows = [line.split("|") for line in (DATA / "README.md").read_text().splitlines() if line.startswith("| ")]
     measured = {pair.strip(): "diverges" in row[3] for row in rows for pair in row[1].split(",")}
     for version in VERSIONS:

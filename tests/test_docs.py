@@ -91,6 +91,15 @@ def test_the_readme_is_short_and_begins_with_its_two_commands() -> None:
     assert test.endswith(".venv/bin/python -m pytest")
 
 
+@pytest.mark.parametrize("page", documentation.PAGES, ids=lambda page: page.name)
+def test_files_that_pages_name_exist(page: Path) -> None:
+    """A path may be written without the package's folder."""
+    named = re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|yaml|md|csv|html|toml|c))(?::\d+)?`", page.read_text())
+    made = {"runs.csv", "history.csv", "config.yaml"}  # by a run, in its folder
+    for name in {name for name in named if "NAME" not in name} - made:
+        assert any((folder / name).exists() for folder in (ROOT, ROOT / "xor_study", page.parent)), name
+
+
 WITH_EXAMPLES = [path for path in sorted((ROOT / "xor_study").rglob("*.py")) if ">>> " in path.read_text()]
 
 

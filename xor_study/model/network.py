@@ -14,13 +14,14 @@ class XORNetwork(nn.Module):
     With the defaults this is the network of the article: Axon's
     `concatenate |> dense(8, activation: :tanh) |> dense(1, activation: :sigmoid)`. Its parameters are `hidden.weight`
     (width, 2), `hidden.bias` (width,), `output.weight` (1, width) and `output.bias` (1,); they start as
-    `torch.nn.Linear` starts them. `xor_study.initializers` has others.
+    `torch.nn.Linear` starts them. `xor_study.model.initializers` has others.
 
     Args:
         hidden: width of the hidden layer.
-        hidden_activation: a name of `xor_study.activations.HIDDEN_ACTIVATIONS`.
-        output_activation: a name of `xor_study.activations.OUTPUT_ACTIVATIONS`.
-        device, dtype: of the parameters; any floating-point type.
+        hidden_activation: a name of `xor_study.model.activations.HIDDEN_ACTIVATIONS`.
+        output_activation: a name of `xor_study.model.activations.OUTPUT_ACTIVATIONS`.
+        device: of the parameters.
+        dtype: of the parameters, any floating-point type.
 
     Raises:
         StudyError: if a name is unknown; the message lists the known ones.
