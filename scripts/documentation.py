@@ -97,7 +97,7 @@ def run_python(code: str, namespace: dict[str, Any]) -> None:
 
 
 def run_bash(code: str, folder: Path, main: Callable[[], None]) -> None:
-    """Run a block's `xor-study` commands in this process, which saves importing torch for each, others in a shell.
+    """Run a block's `xor-study` commands in this process, without importing torch for each, and others in a shell.
 
     Args:
         code: of the block.
@@ -164,6 +164,14 @@ class Runner:
         return "".join(line for line in printed.getvalue().splitlines(keepends=True) if not _ABOVE.match(line))
 
 
+def shown(printed: str, output: str) -> str:
+    """Return what a page shows of a printed text: all of it, or as many lines as before if `output` ends with `...`."""
+    lines = output.splitlines(keepends=True)
+    if lines[-1].strip() != "...":
+        return printed
+    return "".join([*printed.splitlines(keepends=True)[: len(lines) - 1], lines[-1]])
+
+
 def words(text: str) -> list[str]:
     """Return a text's words with `#` for each number: other processors round differently."""
     return re.sub(r"-?\d[\d.,e+-]*", "#", text).split()
@@ -179,8 +187,11 @@ def update(main: Callable[[], None]) -> Iterator[str]:
             printed = [(block, runner.run(block)) for block in blocks(page) if not block.mark]
         text = page.read_text()
         for block, now in reversed(printed):  # from the end, so that earlier spans stay right
-            if block.output is not None and words(now) != words(block.output):
-                text = text[: block.span[0]] + now + text[block.span[1] :]
+            if block.output is None:
+                continue
+            new = shown(now, block.output)
+            if words(new) != words(block.output):
+                text = text[: block.span[0]] + new + text[block.span[1] :]
                 yield block.name
         page.write_text(text)
 
