@@ -374,9 +374,9 @@ def test_prints_the_story_and_leaves_nothing(call: Call, tmp_path: Path, axon: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_readme_shows_the_story_that_the_command_prints() -> None:
+def test_the_documentation_shows_the_story_that_the_command_prints() -> None:
     """But for its numbers: other processors round differently, and this run makes much of a rounding."""
-    told = [examine(AXON, "loss=axon_0_6_1 seed=109").text, (ROOT / "README.md").read_text()]
+    told = [examine(AXON, "loss=axon_0_6_1 seed=109").text, (ROOT / "docs/autopsy.md").read_text()]
     words = [" ".join(re.sub(r"\d[\d.,e+-]*", "#", text).split()) for text in told]
     assert words[0] in words[1]
 

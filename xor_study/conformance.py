@@ -5,12 +5,11 @@ Prints one line for each trace, run and engine. The exit code is 1 if a deviatio
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from xor_study.errors import StudyError, in_one_line, suggestion
+from xor_study.errors import Parser, StudyError, in_one_line, suggestion
 from xor_study.study.versions import versions_table
 
 
@@ -20,16 +19,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: its arguments; those of the process by default.
     """
-    parser = argparse.ArgumentParser(prog="python -m xor_study.conformance", description=__doc__)
+    parser = Parser(prog="python -m xor_study.conformance", description=__doc__)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="a trace, as in tests/data/axon")
     parser.add_argument("--versions", action="store_true", help="print which versions of Axon are affected")
     parser.add_argument(
         "--engine", action="append", metavar="NAME", help="only this engine (plain, vmap or lanes); may be repeated"
     )
-    options = parser.parse_args(argv)
-    if not options.versions and not options.files:
-        parser.error("give a trace, or --versions")
     with in_one_line():
+        options = parser.parse_args(argv)
+        if not options.versions and not options.files:
+            parser.error("give a trace, or --versions")
         if options.versions:
             print(versions_table())
         sys.exit(1 if options.files and _replay(options.files, options.engine) else 0)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xor_study.errors import StudyError, in_one_line, show
+from xor_study.errors import Parser, StudyError, in_one_line, show
 
 if TYPE_CHECKING:
     from xor_study.postmortem.story import Postmortem
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the arguments, without the command's name; those of the process if None.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="xor-study autopsy",
         description="Explain how a run ended, link by link, and what would have prevented its failure.",
         epilog="Example: xor-study autopsy loss=axon_0_6_1 seed=109",
@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--seeds", type=int, metavar="N", help="seeds per switch (default: 100 if the run can be compiled, else 0)"
     )
-    options = parser.parse_args(argv)
     with in_one_line():
+        options = parser.parse_args(argv)
         story = _examined(options)
         print(json.dumps(story.as_dict(), indent=2, allow_nan=False) if options.json else story.text)
 
