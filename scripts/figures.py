@@ -1,4 +1,4 @@
-"""Draw the figures of the study as PNG and PDF: python scripts/figures.py [NAME...], the same as `xor-study figures`."""
+"""Draw the figures of the study as PNG and PDF: python scripts/figures.py [NAME...], as `xor-study figures` does."""
 
 from xor_study.study.drawing import main
 
