@@ -92,8 +92,8 @@ def train(
              lr   outcome
         0  0.01  unsolved
         1  1.00    solved
-        >>> result.network(1)(torch.tensor([[0.0, 1.0]])).round()
-        tensor([[1.]])
+        >>> result.network(1)(torch.tensor([[0.0, 1.0]])).round().item()
+        1.0
     """
     table = table_of([runs] if isinstance(runs, RunSpec) else runs)
     return train_table(
