@@ -210,6 +210,7 @@ class Study(Cells):
         if runs.empty:
             raise StudyError("a study needs runs")
         cell, firsts = distinct_rows((runs[key] for key in CELL), len(runs))
+        # By cell and seed, so that a cell is a slice and two cells are paired by position.
         order = np.lexsort((runs["seed"].to_numpy(), cell))
         self.runs = runs.iloc[order].assign(cell=cell[order]).reset_index(drop=True)
         self._ends = np.append(0, np.cumsum(np.bincount(cell)))
@@ -255,7 +256,7 @@ def _is_usual(cells: pd.DataFrame, key: str) -> NDArray[np.bool_]:
         Booleans of shape (cells,).
     """
     group, _, name = key.partition(".")
-    if key == "lr":
+    if key == "lr":  # the optimizer decides its default
         return _equal(cells[key], cells["optimizer"].map({o: RunSpec(optimizer=o).lr for o in GROUPS["optimizer"]}))
     if key == "batch":  # a number or "full"
         return (cells[key].astype(str) == str(RunSpec().batch)).to_numpy(bool)
@@ -267,6 +268,7 @@ def _is_usual(cells: pd.DataFrame, key: str) -> NDArray[np.bool_]:
 
 
 def _equal(values: pd.Series[Any], usual: pd.Series[Any]) -> NDArray[np.bool_]:
+    # As objects: a column of floats and one of categories are not comparable, and NaN is not equal to itself.
     return ((values.astype(object) == usual.astype(object)) | (values.isna() & usual.isna())).to_numpy(bool)
 
 
@@ -282,10 +284,10 @@ def curves(study: Study, losses: pd.DataFrame) -> pd.DataFrame:
     steps = losses.columns.to_numpy()
     rows = []
     values = losses.to_numpy()[losses.index.get_indexer(pd.Index(study.runs["run_id"]))]  # (runs, steps)
-    values = np.where(np.isfinite(values), values, np.nan)
+    values = np.where(np.isfinite(values), values, np.nan)  # sorts last, beyond the finite ones
     taken = (study.cells["epochs"] * study.cells["iterations"]).to_numpy()
     for cell in range(len(study.cells)):
-        members = np.sort(values[study._ends[cell] : study._ends[cell + 1], steps <= taken[cell]], axis=0)  # NaN last
+        members = np.sort(values[study._ends[cell] : study._ends[cell + 1], steps <= taken[cell]], axis=0)
         finite = np.isfinite(members).sum(0)
         quartiles = _sorted_quantiles(members, finite, np.array(list(QUARTILES.values())))
         columns = {"cell": cell, "step": steps[steps <= taken[cell]], "finite": finite}

@@ -87,6 +87,7 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> Effect:
     neither = n - both - only_one - only_other
     product = k * (n - k) * m * (n - m)
     cross = float(both * neither - only_one * only_other)
+    # Newcombe's continuity correction of phi, for positive association only.
     cross = max(cross - n / 2, 0) if cross > 0 else cross
     phi = cross / product**0.5 if product else 0.0
     (low_1, high_1), (low_2, high_2) = wilson(k, n), wilson(m, n)
@@ -113,10 +114,12 @@ def paired_shift(first: ArrayLike, second: ArrayLike) -> Effect:
 
     difference = np.asarray(second, float) - np.asarray(first, float)
     median = float(np.median(difference))
+    # Equal differences need no bootstrap, and Wilcoxon's test is undefined where all are 0.
     if (difference == difference[0]).all():
         return Effect(median, median, median, 1.0 if median == 0 else float(wilcoxon(difference).pvalue))
-    found = bootstrap((difference,), np.median, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0))
-    ends = found.confidence_interval
+    # Percentiles, not BCa: the jackknife of a median of whole numbers with ties can be degenerate.
+    result = bootstrap((difference,), np.median, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0))
+    ends = result.confidence_interval
     return Effect(median, float(ends.low), float(ends.high), float(wilcoxon(difference).pvalue))
 
 
@@ -146,12 +149,13 @@ def decomposition(table: pd.DataFrame, factors: Sequence[str], outcome: str, uni
     values = wide.sort_index(axis=1).to_numpy(float).reshape(len(wide), *levels)
     terms = [(i,) for i in range(len(factors))] + list(itertools.combinations(range(len(factors)), 2))
     rng = np.random.default_rng(0)
+    # Whole seeds are resampled, the same in every cell: cells that share a seed are not independent.
     weights = rng.multinomial(len(wide), np.full(len(wide), 1 / len(wide)), size=1000) / len(wide)
     resampled = np.array([_shares(np.tensordot(weight, values, 1), terms) for weight in weights])
-    found = pd.DataFrame({"term": [" x ".join(factors[i] for i in term) for term in terms] + ["higher order"]})
-    found["share"] = _shares(values.mean(0), terms)
-    found["low"], found["high"] = np.quantile(resampled, [0.025, 0.975], axis=0)
-    return found.sort_values("share", ascending=False, kind="stable").reset_index(drop=True)
+    result = pd.DataFrame({"term": [" x ".join(factors[i] for i in term) for term in terms] + ["higher order"]})
+    result["share"] = _shares(values.mean(0), terms)
+    result["low"], result["high"] = np.quantile(resampled, [0.025, 0.975], axis=0)
+    return result.sort_values("share", ascending=False, kind="stable").reset_index(drop=True)
 
 
 def _shares(means: NDArray[np.float64], terms: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
@@ -161,6 +165,7 @@ def _shares(means: NDArray[np.float64], terms: Sequence[tuple[int, ...]]) -> NDA
     for term in terms:
         others = tuple(i for i in range(means.ndim) if i not in term)
         marginal = means.mean(axis=others, keepdims=True)
+        # All terms that this one contains, the grand mean () among them, are subtracted from its marginal means.
         parts = [part for size in range(len(term)) for part in itertools.combinations(term, size)]
         effects[term] = marginal - sum(effects[part] for part in parts)
         squares.append(float((effects[term] ** 2).mean()))

@@ -125,6 +125,6 @@ def _last_steps(both: Sequence[Axes], anatomy: pd.DataFrame) -> None:
         style: dict[str, Any] = {"textcoords": "offset points", "xytext": (-3, 4), "ha": "right"}
         lower.annotate(f"{cause}NaN", (row["step"], 1e-44), **style)
         lower.axvline(row["step"], color="black", linewidth=0.8)
-    lower.set_yscale("symlog", linthresh=1e-44)
+    lower.set_yscale("symlog", linthresh=1e-44)  # the smallest subnormals of float32 are drawn
     lower.set(xlabel="step", ylabel="of the corner\nthat breaks", ylim=(-1e-45, 1e47), yticks=(0, 1e-30, 1, 1e30))
     lower.legend(ncols=3, handlelength=1.2, columnspacing=1, loc="upper left", bbox_to_anchor=(0.0, 0.9))

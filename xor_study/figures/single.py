@@ -32,6 +32,7 @@ def loss_curve(history: pd.DataFrame, title: str) -> Figure:
     finite = history[np.isfinite(history["loss"])]
     axes.plot(finite["step"], finite["loss"], color=BLUE, alpha=0.35, linewidth=0.4, label="each step")
     epochs = history.groupby("epoch")[["step", "loss"]].mean()
+    # A mean over an epoch with NaN would be of its finite steps only.
     epochs = epochs[np.isfinite(history.groupby("epoch")["loss"].sum(skipna=False))]
     marker = "o" if len(epochs) < 30 else ""
     axes.plot(epochs["step"], epochs["loss"], color="black", marker=marker, markersize=3, label="mean of an epoch")

@@ -135,6 +135,7 @@ def heatmaps(cells: pd.DataFrame) -> Figure:
     """
     study = Cells(cells)
     inits = study.where("lr", "init")
+    # Initializers that were tried at a few rates only would leave gaps.
     wide = inits.groupby("init")["lr"].transform("nunique") > 3
     losses = study.where("lr", "loss", *SWITCHES)
     versions = {"Axon 0.6.1": BROKEN, "Axon 0.7.0": NEWEST}
@@ -411,6 +412,7 @@ def time_to_solve(survival: pd.DataFrame) -> Figure:
         )
     axes.set(xscale="log", xlabel="step", ylabel="share not solved yet", ylim=(-0.02, 1.02))
     axes.set_title(f"n = {survival['n'].min():,} each; marks: censored there", loc="left", fontsize=8.5)
+    # After all lines, so that no line hides a mark.
     for (_, table), style in zip(survival.groupby("setting", sort=False), _LINES, strict=False):
         last = table.iloc[-1]
         if last["unsolved"] > 0:

@@ -232,6 +232,7 @@ def _cause(evidence: Evidence, cells: pd.DataFrame, what: str, besides: str) -> 
     """
     study = evidence.study
     sound = study.one()
+    # The sound network may be one of the cells; it can't be compared with itself.
     others = [int(cell) for cell in cells.index if cell != sound]
     effects = [_nonfinite(study, sound, cell) for cell in others]
     adjusted = holm([effect.p for effect in effects])
@@ -392,6 +393,7 @@ def practice_small_rate(evidence: Evidence) -> Verdict:
     rates = _difference(study, small, large, "solved")
     steps, n = _steps(study, small, large)
     lr = study.cells["lr"]
+    # A larger rate that solves fewer but sooner decides nothing.
     worse = steps.p < SIGNIFICANT and steps.value < 0 and rates.value >= 0
     verdict = "refuted" if worse else "supported" if rates.value <= 0 and steps.value >= 0 else "undecided"
     tiny = cells[cells["lr"] < 0.01].sort_values("lr").iloc[-1]
@@ -461,9 +463,9 @@ def practice_relu(evidence: Evidence) -> Verdict:
 def practice_gradient_clipping(evidence: Evidence) -> Verdict:
     """Add gradient clipping against explosion.
 
-    It protects if runs with Axon 0.6.1's loss, SGD at 0.01, are NaN less often with every clipping that was tried; that
-    they then train is more than is claimed, and is said. The effect is the difference in NaN of the clipping
-    that takes least of it away. Reads that loss, and the sound one, with and without clipping.
+    It protects if runs with Axon 0.6.1's loss, SGD at 0.01, are NaN less often with every clipping that was tried;
+    whether they then train, which is more than is claimed, is reported. The effect is the difference in NaN of the
+    clipping that takes least of it away. Reads that loss, and the sound one, with and without clipping.
     """
     study = evidence.study
     broken = study.one(**BROKEN)
@@ -474,6 +476,7 @@ def practice_gradient_clipping(evidence: Evidence) -> Verdict:
     effect = max(effects, key=lambda effect: effect.value)
     protects = all(p < SIGNIFICANT and e.value < 0 for p, e in zip(adjusted, effects, strict=True))
     verdict = "supported" if protects else "refuted" if effect.low > -EQUIVALENT else "undecided"
+    # At rate 10 the sound network diverges, which is what clipping is said to prevent.
     fast = study.where("clip", "clip.bound", lr=10.0)
     best = fast[fast["clip"] != "none"].sort_values("solved").iloc[-1]
     unclipped = fast[fast["clip"] == "none"].iloc[0]
@@ -492,7 +495,8 @@ def practice_initialization(evidence: Evidence) -> Verdict:
     """Try other weight initializations.
 
     It helps if some other initializer trains Axon 0.6.1's loss, where the failure is; what it gains on the sound
-    network is said. The effect is the difference in solved runs of the best. Reads all initializers with SGD at 0.01.
+    network is reported. The effect is the difference in solved runs of the best. Reads all initializers with SGD at
+    0.01.
     """
     study = evidence.study
     broken = study.one(**BROKEN)
@@ -531,7 +535,7 @@ def _fixed_runs(evidence: Evidence) -> tuple[str, pd.DataFrame]:
 def verify_stable(evidence: Evidence) -> Verdict:
     """With the fixes, training is stable, without NaN.
 
-    Reads the runs with the fixes whose own verdict is `supported`. The effect is the share of NaN.
+    Reads the runs with the fixes whose verdict is `supported`. The effect is the share of NaN.
     """
     names, runs = _fixed_runs(evidence)
     count, n = _count(runs, "nonfinite"), len(runs)
@@ -602,6 +606,7 @@ def advice_tune(evidence: Evidence) -> Verdict:
     singles = table[~table["term"].str.contains(" x ") & (table["term"] != "higher order")].sort_values("share")
     rate = singles[singles["term"] == "lr"].to_dict("records")[-1]
     rest = singles[singles["term"] != "lr"].to_dict("records")[-1]
+    # Wider than the interval of the difference, whose two shares come from the same seeds.
     low, high = rate["low"] - rest["high"], rate["high"] - rest["low"]
     sentence = (
         f"On sound networks the rate alone explains {_percent(rate['share'])} of the variance of success, the largest "

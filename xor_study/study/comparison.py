@@ -134,8 +134,10 @@ def _runs_differ(there: pd.DataFrame, here: pd.DataFrame, exact: bool, quick: bo
         return
     common = there.index.intersection(here.index)
     there, here = there[~duplicated].loc[common], here.loc[common]
+    # Runs with one identity are of one cell, so the columns of cells are equal by construction.
     for column in there.columns.difference([*MADE_BY, *CELL]):
         one, other = (table[column].astype(object) for table in (there, here))
+        # Bit for bit: texts of floats read back exactly, and a missing value equals a missing one.
         same = (one == other).fillna(False) | (one.isna() & other.isna())
         for run_id in common[~same.to_numpy(bool)]:
             yield column, str(run_id), str(one[run_id]), str(other[run_id])

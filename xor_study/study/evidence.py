@@ -66,6 +66,7 @@ def importance(study: Study) -> pd.DataFrame:
         activation__hidden=["tanh", "relu", "sigmoid"],
     )
     runs = study.pooled(cells)
+    # The grid of the article's network has more seeds; the design must be balanced.
     runs = runs[runs["seed"] < cells["n"].min()]
     table = runs.assign(solved=runs["outcome"] == "solved")
     return statistics.decomposition(table, FACTORS, "solved", "seed").assign(n=len(table))
@@ -97,6 +98,7 @@ def naive_onsets(study: Study, each: Callable[..., Iterable[pd.DataFrame]] = map
 
 def _naive_onsets(specs: list[RunSpec], onsets: pd.Series[Any]) -> pd.DataFrame:
     steps = onsets.to_numpy(np.int64)
+    # Runs of a cell train together to the latest onset, with snapshots of all the steps that any of them needs.
     wanted = np.unique([steps, np.maximum(steps - 1, 1)])
     result = train([spec.replace(epochs=1, iterations=int(steps.max())) for spec in specs], snapshots=wanted.tolist())
     batches = Batches.of(specs[0].batch, [spec.seed for spec in specs])
@@ -191,6 +193,7 @@ def symptom(study: Study, seeds: int = 100) -> pd.DataFrame:
     epoch, and example_seed, its seed.
     """
     runs = study.runs_of(study.one(**axon.BROKEN))
+    # Step numbers are missing where a run stays finite, and a missing value is not False.
     early = runs[(runs["first_nonfinite_step"] <= 1000).fillna(False)]
     example = int(early["seed"].iloc[0])
     chosen = [*range(seeds), *([example] if example >= seeds else [])]

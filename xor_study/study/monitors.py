@@ -119,7 +119,7 @@ def _watched(table: pd.DataFrame, onsets: NDArray[np.int64]) -> pd.DataFrame:
 def _recent(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the mean of the last `WINDOW` steps, or of as many as there are, at each step; shape (runs, steps)."""
     sums = np.cumsum(values, axis=1)
-    sums[:, WINDOW:] -= sums[:, :-WINDOW].copy()
+    sums[:, WINDOW:] -= sums[:, :-WINDOW]  # NumPy works as if the two did not overlap
     return sums / np.minimum(np.arange(1, values.shape[1] + 1), WINDOW)
 
 

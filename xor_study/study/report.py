@@ -297,6 +297,7 @@ def as_html(page: Content, pictures: Mapping[str, bytes], data: Mapping[str, Any
         "versions": "".join(
             f"<dt>{e(name)}</dt><dd><code>{e(value)}</code></dd>" for name, value in page.versions.items()
         ),
+        # In a script "</" ends the script, whatever string it is in.
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     }
     template = files("xor_study.study").joinpath("report.html").read_text(encoding="utf-8")
@@ -338,6 +339,7 @@ def cells_for_the_picker(tables: Tables) -> dict[str, Any]:
             loss = names[switches]
         activation = f"{row['activation.hidden']}, {row['activation.output']}"
         curve = curves[cell]
+        # Three digits, and only up to the first loss that is not finite: JSON has no NaN.
         losses = [float(f"{value:.3g}") for value in curve["loss"][np.isfinite(curve["loss"]).cummin()]]
         counts = [int(row[f"{outcome}_runs"]) for outcome in OUTCOMES]
         chosen = [row["optimizer"], f"{row['lr']:g}", row["init"], loss, activation]

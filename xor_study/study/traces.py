@@ -212,6 +212,7 @@ def _compare(
     initial = {name: parameter(run["init"], name, spec.hidden) for name in PARAMETERS}
     result = train(spec, engine=engine, batches=batches, initial=initial, every_step=True, snapshots=recorded)
     assert result.history is not None
+    # NaN in any parameter makes the largest one NaN.
     broken = ~np.isfinite(result.history["max_abs_parameter"].to_numpy())
     onset = int(broken.argmax()) + 1 if broken.any() else None
     expected = run["first_step_with_nonfinite_params"]
