@@ -17,6 +17,7 @@ ANSWERS = {
     "lrr=0.1": 1,
     "lr=abc": 1,
     "optimizer=sdg": 1,
+    "engine=lame": 1,
     "-m study=nothing": 1,
     "show --help": 0,
     "figures --help": 0,

@@ -101,13 +101,17 @@ def outcome_legend(owner: Figure | Axes, **where: Any) -> None:
 
 
 @styled()
-def save(figure: Figure, stem: Path, suffixes: Sequence[str] = (".png", ".pdf")) -> list[Path]:
+def save(
+    figure: Figure, stem: Path, suffixes: Sequence[str] = (".png", ".pdf"), *, lay_out_once: bool = False
+) -> list[Path]:
     """Write a figure, with the same bits for the same data.
 
     Args:
         figure: of any function of this package.
         stem: the path without a suffix.
         suffixes: which files to write.
+        lay_out_once: compute the layout for the first file only, which saves a third of the time. The others' texts are
+            then a fraction of a pixel off, since each format has its own widths of letters.
 
     Returns:
         The paths.
@@ -117,4 +121,6 @@ def save(figure: Figure, stem: Path, suffixes: Sequence[str] = (".png", ".pdf"))
     paths = [stem.with_suffix(suffix) for suffix in suffixes]
     for path in paths:
         figure.savefig(path, metadata=metadata[path.suffix])
+        if lay_out_once:
+            figure.set_layout_engine("none")
     return paths

@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Overri
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from xor_study.engines.names import check_engine
 from xor_study.errors import StudyError, nearest, one_line, show, suggestion
 from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.sweeps.compose import CHOICES, hint, options
@@ -89,11 +90,13 @@ def check_values(parsed: Sequence[Override]) -> None:
     Planning checks all values of all runs; this is so that a typo doesn't wait for its imports.
     """
     for override in parsed:
-        field = KEYS.get(override.key_or_group, "")
-        if field in OWN and field not in GROUPS and not override.is_sweep_override() and not refers(override):
-            value = unquoted(override.value())
-            if value is not None:
-                OWN[field].check(value, override.key_or_group)
+        key = override.key_or_group
+        if override.is_sweep_override() or refers(override) or override.value() is None:
+            continue
+        if KEYS.get(key) in OWN and key not in GROUPS:
+            OWN[KEYS[key]].check(unquoted(override.value()), key)
+        elif key == "engine":
+            check_engine(unquoted(override.value()))
 
 
 def for_hydra(texts: Sequence[str], parsed: Sequence[Override]) -> list[str]:

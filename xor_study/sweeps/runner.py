@@ -46,12 +46,12 @@ def run_one(
     title = f"{run['optimizer']}, lr {run['lr']:g}, seed {run['seed']}: {run['outcome']}"
     records.write_history(folder, result)
     records.write_weights(folder, result)
-    figures.save(figures.loss_curve(result.history, title), folder / "loss")
+    figures.save(figures.loss_curve(result.history, title), folder / "loss", lay_out_once=True)
     decides = LOSSES[run["loss"]]
     by_logit = decides.decided_by == "logit"
     predictions = plane(result.network(0), -MARGIN, 1 + MARGIN, GRID, return_logit=by_logit)
     boundary = figures.decision_boundary(predictions, (-MARGIN, 1 + MARGIN), decides.threshold, title)
-    figures.save(boundary, folder / "boundary")
+    figures.save(boundary, folder / "boundary", lay_out_once=True)
     # The table last: where it is, everything else is.
     write_table(folder / records.RUNS, records.runs_table(result))
     if log == "axon":
