@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from xor_study import RunSpec, StudyError, conformance
-from xor_study.engines import ENGINES
+from xor_study.engines import ENGINES, vmap
 from xor_study.model.activations import sigmoid
 from xor_study.model.gradients import clipped_gradient, exponential_sigmoid_gradient, softplus_gradient
 from xor_study.model.losses import LOSSES
@@ -185,7 +185,8 @@ def test_presets_are_stored_as_function_and_parameters() -> None:
 
 
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
-def test_replay(path: Path) -> None:
+def test_replay(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vmap, "BLOCK", 1)  # each run is trained alone; in blocks of 512 it takes twice as long
     found = list(replay(read_trace(path)))
     assert len(found) == 7 * len(ENGINES)
     for one in found:
