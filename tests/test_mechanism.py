@@ -89,9 +89,11 @@ def test_rates_are_compared_as_two_samples(study: Study) -> None:
 
 
 def test_a_reference_that_was_not_run_here_is_said(study: Study) -> None:
-    other = {"variant": "main", "steps": 10_000, "lr": 0.3, "adam": False, "seeds": 9}
-    with pytest.raises(StudyError, match="no setting of the reference"):
-        mechanism.rates(study, {"results": [other]})
+    other = {"variant": "061", "steps": 10_000, "lr": 0.3, "adam": False, "seeds": 9}
+    runs = study.runs_of(study.one(**BROKEN, lr=0.1)).assign(lr=0.3)  # also not of study=mechanism, were it run
+    for here in (study, Study(runs.drop(columns="cell"))):
+        with pytest.raises(StudyError, match="no setting of the reference"):
+            mechanism.rates(here, {"results": [other]})
 
 
 def test_curves_are_quantiles_of_the_runs_that_are_finite(trained: tuple[Study, pd.DataFrame]) -> None:
