@@ -30,7 +30,6 @@ from sybil.example import Example
 from sybil.parsers.markdown import CodeBlockParser
 
 from xor_study.files import write_atomically
-from xor_study.sweeps.provenance import git_commit
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -196,9 +195,10 @@ def update(main: Callable[[], None]) -> Iterator[str]:
         page.write_text(text)
 
 
-def slow() -> list[dict[str, Any]]:
-    """Run the slow blocks of all pages in a clone of the checkout, and return what came of each command."""
+def slow() -> dict[str, Any]:
+    """Run the slow blocks of all pages in a clone of the last commit, and return the record of all commands."""
     results = []
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     with tempfile.TemporaryDirectory() as name:
         clone = Path(name) / "xor_study"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
@@ -214,7 +214,8 @@ def slow() -> list[dict[str, Any]]:
                 command = line.partition("  #")[0].rstrip()
                 seconds = round(time.monotonic() - begun, 1)
                 results.append({"page": block.page.name, "command": command, "seconds": seconds, "ok": succeeded})
-    return results
+    version = importlib.metadata.version("xor-study")
+    return {"version": version, "commit": commit.stdout.strip(), "commands": results}
 
 
 def main() -> None:
@@ -228,13 +229,12 @@ def main() -> None:
 
         print(*update(command), sep="\n")
     if options.slow:
-        results = slow()
-        record = {"version": importlib.metadata.version("xor-study"), "commit": git_commit(), "commands": results}
+        record = slow()
         text = json.dumps(record, indent=1) + "\n"
         path = ROOT / "results/documentation/slow.json"
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, lambda stream: stream.write(text.encode()))
-        sys.exit(0 if all(result["ok"] for result in results) else 1)
+        sys.exit(0 if all(entry["ok"] for entry in record["commands"]) else 1)
 
 
 if __name__ == "__main__":
