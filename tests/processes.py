@@ -11,25 +11,29 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
 import torch
 
 from xor_study import run
 from xor_study.sweeps import chunks as batches
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["xor_study.run", "xor_study.engines.lanes", "hydra_plugins.xor_study_sweeper"])
+CONTEXT.set_forkserver_preload(["preloaded"])
 
 RUNS_OF_A_BATCH = 16
 
 
-def _main(arguments: Sequence[str], folder: Path, name: str, largest_file: int | None, clock: float) -> None:
-    """Run the command line in a folder, with small batches, its output in files."""
+def _main(
+    arguments: Sequence[str], folder: Path, name: str, most_runs: int | None, largest_file: int | None, clock: float
+) -> None:
+    """Run the command line in a folder, its output in files; for the arguments see `start`."""
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
     for stream, kind in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{name}.{kind}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
     torch.set_num_threads(1)  # more would wait for each other where cores are few
-    batches.MOST_RUNS = RUNS_OF_A_BATCH
+    if most_runs is not None:
+        batches.MOST_RUNS = most_runs
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     now = time.time
@@ -68,6 +72,7 @@ def start(
     folder: Path,
     *,
     name: str = "printed",
+    most_runs: int | None = RUNS_OF_A_BATCH,
     largest_file: int | None = None,
     clock: float = 0,
 ) -> Command:
@@ -77,9 +82,12 @@ def start(
         arguments: after the program's name.
         folder: to run in, and to leave what it prints in.
         name: of the files that hold what it prints.
+        most_runs: of a batch; None for as many as usual.
         largest_file: that it can write, in bytes.
         clock: seconds by which the time of day is wrong.
     """
-    process = CONTEXT.Process(target=_main, args=(arguments, folder, name, largest_file, clock))
-    process.start()
+    process = CONTEXT.Process(target=_main, args=(arguments, folder, name, most_runs, largest_file, clock))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # where the server, once started, looks for `preloaded`
+        process.start()
     return Command(process, folder, name)

@@ -26,24 +26,20 @@ LONGER = ["-m", "epochs=1", "iterations=100", "seed=range(0,24)", "engine=plain"
 FILES = ("runs.csv", "losses.npz")
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start a command line of ours in a folder."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # torch's threads wait for each other where cores are few
-    return subprocess.Popen(
-        [sys.executable, "-m", "xor_study.run", *arguments],
-        cwd=folder,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+def popen(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start a command line in a new Python: a forked process would wait for ever for the end of joblib's workers."""
+    whole = [sys.executable, "-m", "xor_study.run", *arguments]
+    return subprocess.Popen(whole, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def command(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    """Run a command line of ours in a folder: (exit code, output, errors)."""
-    process = start(folder, *arguments)
-    out, err = process.communicate(timeout=180)
-    return process.returncode, out, err
+    """Run a command line of ours in a folder, with batches of the usual size: (exit code, output, errors)."""
+    if "hydra/launcher=joblib" in arguments:
+        process = popen(folder, *arguments)
+        out, err = process.communicate(timeout=180)
+        return process.returncode, out, err
+    started = processes.start(arguments, folder, most_runs=None)
+    return started.wait(), started.out, started.err
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +123,7 @@ def workers(driver: int) -> list[int]:
 
 
 def test_a_worker_that_is_killed_is_named_and_the_sweep_goes_on(tmp_path: Path) -> None:
-    process = start(
+    process = popen(
         tmp_path, *LONGER, "hydra.sweep.dir=sweep", "shards=4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"
     )
     while not list((tmp_path / "sweep/parts").glob("*.npz")):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ Z = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution: intervals are 95 % intervals."""
 
 
+@cache  # a table of cells asks thousands of times for the same few counts
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """Return the ends of Wilson's 95 % interval of a proportion (Wilson 1927).
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,9 +47,9 @@ def table_of(runs: Iterable[RunSpec | Mapping[str, Any]] | pd.DataFrame) -> pd.D
         1      adam  0.001     0
     """
     if not isinstance(runs, pd.DataFrame):
-        runs = pd.DataFrame([dataclasses.asdict(_spec(run)) for run in runs], columns=FIELDS, dtype=object)
+        return _of_specs([_spec(run) for run in runs])
     if runs.empty:
-        raise StudyError("no runs: the table is empty")
+        raise StudyError(_EMPTY)
     given = {KEYS.get(str(column), str(column)): runs[column].reset_index(drop=True) for column in runs.columns}
     for column in given:
         if column not in FIELDS:
@@ -88,6 +87,28 @@ def _spec(run: RunSpec | Mapping[str, Any]) -> RunSpec:
     if not isinstance(run, Mapping):
         raise StudyError(f"{show(run)}: a run is a RunSpec, a mapping such as {{'lr': 0.1}}, or a row of a table")
     return RunSpec(**{KEYS.get(str(key), str(key)): value for key, value in run.items()})
+
+
+_EMPTY = "no runs: the table is empty"
+
+
+def _of_specs(specs: Sequence[RunSpec]) -> pd.DataFrame:
+    """Return the table of some specs, whose values are checked already: the same as that of a table of their values."""
+    if not specs:
+        raise StudyError(_EMPTY)
+    return pd.DataFrame({field: _typed([getattr(spec, field) for spec in specs]) for field in FIELDS})
+
+
+def _typed(values: list[Any]) -> NDArray[Any] | pd.Categorical[Any]:
+    """Return checked values of one field in the type that `_compact` gives their column."""
+    kinds = set(map(type, values))
+    if float in kinds and kinds <= {float, type(None)}:
+        return np.array(values, np.float64)  # None becomes NaN
+    if kinds in ({int}, {bool}):
+        return np.array(values)
+    if type(None) in kinds:
+        return pd.Categorical(np.array(values, dtype=object))
+    return pd.Categorical(pd.Series(values, dtype=object).infer_objects())
 
 
 def distinct_rows(columns: Iterable[pd.Series[Any]], rows: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
