@@ -117,7 +117,7 @@ def test_numbers_survive_the_comparison() -> None:
 
 def test_a_sweep_is_drawn_as_one_bar_a_cell(runs: pd.DataFrame, tmp_path: Path) -> None:
     write_table(tmp_path / "runs.csv", runs)
-    look.main(["show", str(tmp_path), "--figure"])
+    look.show(tmp_path, figure=True)
     keys = keys_of(runs, ())
     figure = figures.outcomes(cells(runs, keys), keys)
     (axes,) = figure.axes
@@ -134,5 +134,5 @@ def test_too_many_cells_for_a_figure_are_said(runs: pd.DataFrame, tmp_path: Path
     many = pd.concat([runs.head(1).assign(lr=0.1 + i) for i in range(121)])
     write_table(tmp_path / "runs.csv", many)
     with pytest.raises(StudyError, match="121 cells are too many for a figure"):
-        look.main(["show", str(tmp_path), "--figure"])
+        look.show(tmp_path, figure=True)
     assert [path.name for path in tmp_path.iterdir()] == ["runs.csv"]
