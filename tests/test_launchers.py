@@ -66,11 +66,13 @@ RAY = pytest.param(
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local", RAY])
 def test_a_launcher_makes_the_same_table(launcher: str, reference: Path, tmp_path: Path) -> None:
-    code, out, err = command(tmp_path, *STUDY, "hydra.sweep.dir=sweep", "shards=3", f"hydra/launcher={launcher}")
+    shards = 3 if launcher == "basic" else 2  # each of submitit's is a Python that imports everything
+    arguments = ["hydra.sweep.dir=sweep", f"shards={shards}", f"hydra/launcher={launcher}"]
+    code, out, err = command(tmp_path, *STUDY, *arguments)
     assert code == 0, err
     assert "80 runs: sweep/runs.csv" in out
     assert same(tmp_path / "sweep", reference)
-    assert len(list((tmp_path / "sweep/parts").iterdir())) == 3
+    assert len(list((tmp_path / "sweep/parts").iterdir())) == shards
 
 
 def test_the_driver_tells_how_far_the_jobs_are(tmp_path: Path) -> None:
