@@ -30,8 +30,8 @@ ORDER = [
 """Each folder or module may import those above it; docs/architecture.md says what each is for."""
 
 ONLY_IN = {
-    "hydra": {"sweeps", "run"},
-    "omegaconf": {"sweeps", "run"},
+    "hydra": {"sweeps"},
+    "omegaconf": {"sweeps"},
     "matplotlib": {"figures"},
     "rich": {"sweeps"},
     "llvmlite": {"engines"},

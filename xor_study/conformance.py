@@ -1,4 +1,4 @@
-"""Replay recorded training of the real Axon on our engines: `python -m xor_study.conformance FILE...`.
+"""Replay recorded training of the real Axon on our engines: `xor-study conformance FILE...`.
 
 Prints one line for each trace, run and engine. The exit code is 1 if a deviation exceeds its tolerance.
 """
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: its arguments; those of the process by default.
     """
-    parser = Parser(prog="python -m xor_study.conformance", description=__doc__)
+    parser = Parser(prog="xor-study conformance", description=__doc__)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="a trace, as in tests/data/axon")
     parser.add_argument("--versions", action="store_true", help="print which versions of Axon are affected")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Reproduce the whole study and compare it with the committed results: `python -m xor_study.reproduce`.
+"""Reproduce the whole study and compare it with the committed results: `xor-study reproduce`.
 
 Trains `study=all`, judges the claims, draws the figures, writes the report, and prints what differs from the reference.
 Needs a checkout: `results/reference`, and the recorded losses of the real Axon in `tests/data/axon`.
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the command line's arguments; those of the process by default.
     """
-    parser = Parser(prog="python -m xor_study.reproduce", description=__doc__)
+    parser = Parser(prog="xor-study reproduce", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="train a tenth of the seeds of each cell")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with code 1 if anything differs")
     parser.add_argument("--out", type=Path, help="folder of the reproduction (default: results/runs/reproduction)")

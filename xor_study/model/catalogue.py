@@ -78,7 +78,7 @@ class Parameter:
     Attributes:
         name: as in the signature it comes from.
         type: float, int, bool or str.
-        default: the value it has unless told.
+        default: the value it has unless given.
         allowed: what values of that type are admitted; None means all.
         structural: whether the value decides the program of a step (names, switches and decay rates do) rather than
             being one of its inputs.

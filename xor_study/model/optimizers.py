@@ -37,7 +37,7 @@ class Optimizer:
 
     Attributes:
         update: (parameter, gradient, state, schedule, lr, parameters) -> (parameter, state).
-        lr: the rate it has unless told.
+        lr: the rate it has unless given.
         state: the names of its state vectors.
         make_schedule: (steps, structural parameters) -> values by name, one a step.
         reference_name: of the class of `torch.optim` it equals, such as "torch.optim:SGD".

@@ -23,6 +23,9 @@ from xor_study.training.table import distinct_rows
 RATES = {"lanes": 40e6, "vmap": 400e3, "plain": 1.3e3}
 """Network-steps a second on one core, about; measured in results/engines/engines.json."""
 
+UNKNOWN_RATE = min(RATES.values())
+"""Of an engine that is not measured."""
+
 SECONDS = 2.5
 """About how long a chunk takes on one core: at most this is lost of a sweep that is killed."""
 
@@ -88,12 +91,12 @@ def chunked(
     chosen = [("vmap" if at in reasons else "lanes") if engine == AUTO else engine for at in range(len(kinds))]
     steps = (table["epochs"] * table["iterations"]).to_numpy(np.int64)
     result: list[Chunk] = []
-    for name in RATES:
+    for name in [*RATES, *sorted(set(chosen) - RATES.keys())]:
         members = [rows for rows, own in zip(kinds, chosen, strict=True) if own == name]
         if members:
             order = np.concatenate(members)
             share = -(-int(steps[order].sum()) // (shards or 1))  # rounded up
-            split = np.split(order, _cuts(steps[order], min(share, int(RATES[name] * SECONDS))))
+            split = np.split(order, _cuts(steps[order], min(share, int(RATES.get(name, UNKNOWN_RATE) * SECONDS))))
             result += [Chunk(rows, name, int(steps[rows].sum()), identity(run_ids[rows])) for rows in split]
     fallback = None
     if reasons:
@@ -146,7 +149,9 @@ def estimate(table: pd.DataFrame, planned: Chunks, threads: int | None) -> Estim
     """Return what a plan will cost: seconds from the measured RATES, bytes from the sizes of the files' entries."""
     _, cells = distinct_rows((table[field] for field in FIELDS if field != "seed"), len(table))
     workers = {"lanes": threads or lanes.cores()}
-    seconds = sum(chunk.steps / RATES[chunk.engine] / workers.get(chunk.engine, 1) for chunk in planned.all)
+    seconds = sum(
+        chunk.steps / RATES.get(chunk.engine, UNKNOWN_RATE) / workers.get(chunk.engine, 1) for chunk in planned.all
+    )
     steps = table["epochs"] * table["iterations"]
     width = 8 if (table["dtype"] == "float64").any() else 4
     losses = width * len(log_spaced(int(steps.max()))) + 8 * int(table["epochs"].max())

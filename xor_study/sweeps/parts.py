@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ ROW = np.dtype(
     + [(name, "i8") for name in STEPS]
     + [(name, "f8") for name in NUMBERS]
 )
-"""What a part holds of a run: engine and outcome by their place in the part's lists, a step that is missing as 0."""
+"""What a part holds of a run: engine and outcome by their index in the part's lists, a step that is missing as 0."""
 
 ARRAYS = {"about", "rows", "steps", "losses", "epoch_losses"}
 
@@ -46,26 +47,26 @@ class DamagedError(StudyError):
 
 @dataclass(frozen=True)
 class Part:
-    """What came of some runs.
+    """The results of some runs, as they are saved.
 
     Attributes:
         rows: of type ROW, one for each run.
         engines: what `rows["engine"]` counts.
-        made: what made them, by the names of columns of `runs.csv`.
-        steps: whose losses are recorded.
+        provenance: versions, commit and device, by the names of columns of `runs.csv`.
+        steps: numbers of the steps whose losses are recorded.
         losses: at these steps, shape (runs, len(steps)).
         epoch_losses: mean of each epoch, shape (runs, epochs).
     """
 
     rows: NDArray[np.void]
     engines: tuple[str, ...]
-    made: Mapping[str, str | None]
+    provenance: Mapping[str, str | None]
     steps: NDArray[np.int64]
     losses: NDArray[np.floating[Any]]
     epoch_losses: NDArray[np.floating[Any]]
 
     @classmethod
-    def of(cls, run_ids: NDArray[np.bytes_], measured: Measured, made: Mapping[str, str | None]) -> Part:
+    def of(cls, run_ids: NDArray[np.bytes_], measured: Measured, provenance: Mapping[str, str | None]) -> Part:
         """Return the part of runs that were measured."""
         rows = np.zeros(len(run_ids), ROW)
         codes, engines = pd.factorize(measured.engines)
@@ -76,12 +77,12 @@ class Part:
             rows[name] = measured.measures[name].fillna(0).to_numpy(np.int64)
         for name in NUMBERS:
             rows[name] = measured.measures[name]
-        return cls(rows, tuple(engines), made, measured.steps, measured.losses, measured.epoch_losses)
+        return cls(rows, tuple(engines), provenance, measured.steps, measured.losses, measured.epoch_losses)
 
     def encoded(self) -> memoryview:
         """Return the part as the bytes of an npz file; the same for the same part."""
         # np.savez, not np.savez_compressed: zlib's bytes differ between versions, and the name is their hash.
-        about = {"format": FORMAT, "outcomes": OUTCOMES, "engines": self.engines, "made": dict(self.made)}
+        about = {"format": FORMAT, "outcomes": OUTCOMES, "engines": self.engines, "made": dict(self.provenance)}
         stream = io.BytesIO()
         np.savez(
             stream,
@@ -104,7 +105,7 @@ class Part:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 found = {name: arrays[name] for name in ARRAYS}
             about = json.loads(found.pop("about").item())
-            part = cls(engines=tuple(about["engines"]), made=about["made"], **found)
+            part = cls(engines=tuple(about["engines"]), provenance=about["made"], **found)
             part._check(about)
         except (ValueError, KeyError, TypeError, AttributeError, OSError, MemoryError, zipfile.BadZipFile) as error:
             raise DamagedError(f"not a part file ({type(error).__name__})") from error
@@ -113,7 +114,7 @@ class Part:
     def _check(self, about: Mapping[str, Any]) -> None:
         """Raise ValueError unless all is as this version of the package writes it."""
         runs = len(self.rows)
-        told = [*self.engines, *(value for value in self.made.values() if value is not None)]
+        told = [*self.engines, *(value for value in self.provenance.values() if value is not None)]
         sound = (
             about["format"] == FORMAT
             and tuple(about["outcomes"]) == OUTCOMES
@@ -132,20 +133,20 @@ class Part:
 
 @dataclass(frozen=True)
 class _Summary:
-    """What is remembered of a part that was read.
+    """What is kept in memory of a part that was read.
 
     Attributes:
-        places: of its runs in the plan, -1 for those it doesn't have.
-        engines, made: see `Part`.
+        rows_of_plan: the row of each of its runs in the plan, -1 for runs that the plan does not have.
+        engines, provenance: see `Part`.
         outcomes: of its runs in the plan, as codes.
         steps: whose losses are recorded.
         kind: of the losses.
         epochs: how many means there are.
     """
 
-    places: NDArray[np.intp]
+    rows_of_plan: NDArray[np.intp]
     engines: tuple[str, ...]
-    made: Mapping[str, str | None]
+    provenance: Mapping[str, str | None]
     outcomes: NDArray[np.uint8]
     steps: NDArray[np.int64]
     kind: np.dtype[Any]
@@ -154,10 +155,10 @@ class _Summary:
 
 @dataclass(frozen=True)
 class Merged:
-    """What came of all runs of a plan, in its order.
+    """The results of all runs of a plan, in its order.
 
     Attributes:
-        columns: measures, engine and what made them, as columns of `runs.csv`.
+        columns: measures, engine and provenance, as columns of `runs.csv`.
         steps, losses, epoch_losses: see `Part`.
     """
 
@@ -193,7 +194,7 @@ class Parts:
         self.done = np.zeros(len(self.run_ids), bool)
 
     def scan(self) -> None:
-        """Read the parts that came since the last time."""
+        """Read the parts that are new since the last scan."""
         for name in self._names():
             if name not in self._known.keys() | self.problems.keys() | self._writing:
                 try:
@@ -201,7 +202,7 @@ class Parts:
                 except DamagedError as error:
                     self.problems[name] = str(error)
                 else:
-                    self._remember(name, part, self._places(part.rows["run_id"]))
+                    self._remember(name, part, self._rows_of(part.rows["run_id"]))
 
     def _names(self) -> list[str]:
         return sorted(path.name for path in self.path.glob("*.npz") if not path.name.startswith("."))
@@ -215,45 +216,44 @@ class Parts:
             raise DamagedError("checksum mismatch")
         return Part.decoded(data)
 
-    def _places(self, run_ids: NDArray[np.bytes_]) -> NDArray[np.intp]:
+    def _rows_of(self, run_ids: NDArray[np.bytes_]) -> NDArray[np.intp]:
         if self._index is None:
             self._index = pd.Index(self.run_ids.astype(object))
         return self._index.get_indexer(pd.Index(run_ids.astype(object)))
 
-    def _remember(self, name: str, part: Part, places: NDArray[np.intp]) -> None:
-        outcomes = part.rows["outcome"][places >= 0]
+    def _remember(self, name: str, part: Part, rows_of_plan: NDArray[np.intp]) -> None:
+        outcomes = part.rows["outcome"][rows_of_plan >= 0]
         kind, epochs = part.losses.dtype, part.epoch_losses.shape[1]
-        self._known[name] = _Summary(places, part.engines, part.made, outcomes, part.steps, kind, epochs)
-        self.done[places[places >= 0]] = True
-        if not (places >= 0).any():
+        self._known[name] = _Summary(rows_of_plan, part.engines, part.provenance, outcomes, part.steps, kind, epochs)
+        self.done[rows_of_plan[rows_of_plan >= 0]] = True
+        if not (rows_of_plan >= 0).any():
             self.problems[name] = "has none of the runs of this sweep"
 
     @property
     def others(self) -> int:
-        """How many runs there are that the plan doesn't have."""
-        return sum(int((known.places < 0).sum()) for known in self._known.values())
+        """Number of runs in the parts that the plan does not have."""
+        return sum(int((known.rows_of_plan < 0).sum()) for known in self._known.values())
 
     def outcomes(self) -> dict[str, int]:
-        """Return how many of the finished runs came to which outcome."""
+        """Return the number of finished runs by outcome."""
         counts = np.zeros(len(OUTCOMES), np.int64)
         for known in self._known.values():
             counts += np.bincount(known.outcomes, minlength=len(OUTCOMES))
         return dict(zip(OUTCOMES, counts.tolist(), strict=True))
 
-    def made_otherwise(self, made: Mapping[str, str | None], engines: set[str]) -> dict[str, int]:
-        """Return how many finished runs something else than `made` or `engines` made, such as "engine=plain"."""
-        found: dict[str, int] = {}
+    def differing_provenance(self, provenance: Mapping[str, str | None], engines: set[str]) -> dict[str, int]:
+        """Return how many finished runs have another provenance or engine, by what differs, such as "engine=plain"."""
+        counts: Counter[str] = Counter()
         for known in self._known.values():
-            told = {"engine": ",".join(known.engines), **known.made}
-            usual = {**made, "engine": told["engine"] if set(known.engines) <= engines else ""}
-            for what, value in told.items():
-                if value != usual.get(what):
-                    text = f"{what}={value or 'unknown'}"
-                    found[text] = found.get(text, 0) + int((known.places >= 0).sum())
-        return {text: runs for text, runs in found.items() if runs}
+            of_part = {"engine": ",".join(known.engines), **known.provenance}
+            expected = {**provenance, "engine": of_part["engine"] if set(known.engines) <= engines else ""}
+            for key, value in of_part.items():
+                if value != expected.get(key):
+                    counts[f"{key}={value or 'unknown'}"] += int((known.rows_of_plan >= 0).sum())
+        return {text: runs for text, runs in counts.items() if runs}
 
     def claim(self, chunk: Chunk, seconds: float = 0) -> BaseFileLock | None:
-        """Return the lock of a chunk, or None if another process trains it for so long; a dead one's is free."""
+        """Return the lock of a chunk, or None if another process holds it for that long; a dead process holds none."""
         # Released by the thread that writes the part, not by the one that trains.
         lock = FileLock(self.path / f"{chunk.identity}.lock", thread_local=False)
         try:
@@ -264,12 +264,12 @@ class Parts:
         return lock
 
     def remove_locks(self) -> None:
-        """Remove the locks' files, once all is done: who still waits for one finds nothing left to do."""
+        """Remove the lock files once all runs are done: whoever still waits for one has nothing left to train."""
         for path in self.path.glob("*.lock"):
             path.unlink(missing_ok=True)
 
     def add(self, chunk: Chunk, rows: NDArray[np.intp], part: Part) -> None:
-        """Write what came of a chunk's runs at `rows` of the plan."""
+        """Save the part of a chunk, with the runs at `rows` of the plan."""
         data = part.encoded()
         name = _name(data)
         self._writing.add(name)
@@ -278,7 +278,7 @@ class Parts:
         self._remember(name, part, rows)
 
     def merged(self) -> Merged:
-        """Return what came of all runs.
+        """Return the results of all runs, in the order of the plan.
 
         A run may be in two parts if two processes trained it at once; the first part by name counts.
 
@@ -293,14 +293,14 @@ class Parts:
         rows, maker = np.zeros(runs, ROW), np.full(runs, -1)
         makers: dict[str, int] = {}
         for name, summary in known.items():
-            fresh = (summary.places >= 0) & (maker[np.maximum(summary.places, 0)] < 0)
-            part, at = self._again(name), summary.places[fresh]
+            fresh = (summary.rows_of_plan >= 0) & (maker[np.maximum(summary.rows_of_plan, 0)] < 0)
+            part, at = self._again(name), summary.rows_of_plan[fresh]
             whole, to = slice(None) if fresh.all() else fresh, span(at)
             rows[to] = part.rows[whole]
             losses.put(at, part.steps, part.losses[whole])
             epoch_losses.put(at, numbers[name], part.epoch_losses[whole])
-            told = [json.dumps({"engine": engine, **part.made}) for engine in part.engines]
-            codes = np.array([makers.setdefault(text, len(makers)) for text in told])
+            texts = [json.dumps({"engine": engine, **part.provenance}) for engine in part.engines]
+            codes = np.array([makers.setdefault(text, len(makers)) for text in texts])
             maker[to] = codes[part.rows["engine"][whole]]
         missing = int((maker < 0).sum())
         if missing:
@@ -320,7 +320,7 @@ def _name(data: bytes | memoryview) -> str:
 
 
 def _columns(rows: NDArray[np.void], maker: NDArray[np.intp], makers: list[dict[str, str | None]]) -> pd.DataFrame:
-    """Return rows as columns of `runs.csv`, with those of what made them."""
+    """Return rows as columns of `runs.csv`, with those of their provenance."""
     columns: dict[str, Any] = {
         "outcome": pd.Categorical.from_codes(rows["outcome"], categories=pd.Index(OUTCOMES)),
         "accuracy": np.ascontiguousarray(rows["accuracy"]),

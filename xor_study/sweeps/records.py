@@ -48,7 +48,7 @@ def check_folder(key: str, name: str, *, sweep: bool = False) -> None:
 
 
 def runs_table(result: Result) -> pd.DataFrame:
-    """Return the table of runs as it is written: what each is, what came of it and what made it."""
+    """Return the table of runs as it is written: the fields of each, its results and their provenance."""
     return result.runs.assign(**provenance())
 
 

@@ -120,12 +120,12 @@ class Sweep:
         if self.parts.done.any():
             yield f"{int(self.parts.done.sum())} of {len(self.table)} runs are already done"
         usual = {"lanes", "vmap"} if self.engine == AUTO else {self.engine}
-        for what, runs in self.parts.made_otherwise(self._made(), usual).items():
+        for what, runs in self.parts.differing_provenance(self._provenance(), usual).items():
             yield f"{runs} of them were trained with {what}; their rows record it"
         if self.planned.fallback is not None:
             yield self.planned.fallback
 
-    def _made(self) -> dict[str, str | None]:
+    def _provenance(self) -> dict[str, str | None]:
         return {"device": self.device, **provenance()}
 
     def _lock(self) -> BaseFileLock:
@@ -213,7 +213,7 @@ class Sweep:
         """Train the missing runs of some chunks and return the chunks that other processes hold."""
         others: list[Chunk] = []
         held: set[BaseFileLock] = set()
-        made = self._made()
+        made = self._provenance()
         with ThreadPoolExecutor(1) as writer:
             writing: deque[Future[None]] = deque()
 
