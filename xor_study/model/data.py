@@ -174,9 +174,10 @@ class Batches:
             return np.stack([(corner == i).sum(1, dtype=np.uint32) for i in range(len(CORNERS))], axis=1)[:, None]
         if self.seeds is None:
             return np.ones((len(steps), 1, len(CORNERS)), np.uint32)
+        # No sample is made: with the bits of all samples side by side, a count is the number of ones in a word.
         words = batch_words(self.seeds[runs], steps, self.size)
         x1, x2 = words & np.uint64(0xFFFFFFFF), words >> np.uint64(32)
-        if last := self.size % 32:
+        if last := self.size % 32:  # the last word has more bits than the batch has samples
             x1[..., -1] &= np.uint64((1 << last) - 1)
             x2[..., -1] &= np.uint64((1 << last) - 1)
         both, one, two = (np.bitwise_count(bits).sum(-1, dtype=np.uint32) for bits in (x1 & x2, x1, x2))

@@ -48,7 +48,7 @@ def clipped_gradient(prediction: Tensor, target: Tensor, upstream: Tensor, *, sq
     """
     eps, clipped = _clipped(prediction)
     gradient = (-target / (clipped + eps) + (1 - target) / ((1 - clipped) + eps)) * upstream
-    inside = (prediction > eps) & (prediction < 1 - eps)
+    inside = (prediction > eps) & (prediction < 1 - eps)  # at a bound Nx's gradient is 0; torch.clamp's would be g
     return torch.where(inside, gradient * gradient if squared else gradient, 0.0)
 
 
@@ -89,11 +89,13 @@ class _AxonCrossEntropy(torch.autograd.Function):
         logit, prediction, target = ctx.saved_tensors
         logits_visible, squared, exponential = ctx.switches
         if logits_visible:
+            # Nx differentiates both softplus terms apart: at z = 0 that gives exactly 0, where sigmoid(z) - y does not.
             gradient = (1 - target) * softplus_gradient(logit) - target * softplus_gradient(-logit)
             return gradient * upstream, None, None, None, None, None
         by_prediction = clipped_gradient(prediction, target, upstream, squared=squared)
         stable = prediction * (1 - prediction)
         by_logit = exponential_sigmoid_gradient(logit, prediction) if exponential else stable
+        # The product is what goes wrong: the mask has made the first factor 0 where the second is infinite.
         return by_prediction * by_logit, None, None, None, None, None
 
 

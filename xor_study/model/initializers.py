@@ -65,6 +65,7 @@ def _uniform(draws: Tensor, limit: float) -> Tensor:
 
 
 def _normal(draws: Tensor, std: float) -> Tensor:
+    # By the inverse of the distribution function, so that one draw decides one weight and cells are paired.
     standard: Tensor = torch.special.ndtri(draws)
     return standard * std
 
@@ -73,6 +74,7 @@ def _truncated_normal(draws: Tensor, variance: float) -> Tensor:
     """Draw from a normal cut at two deviations by its inverse: sqrt(2) erfinv(u), u from U(-erf(sqrt2), erf(sqrt2))."""
     edge = math.erf(math.sqrt(2))
     standard = math.sqrt(2) * torch.erfinv((2 * draws - 1) * edge)
+    # erfinv rounds: a draw near 0 or 1 could come out just beyond 2.
     return standard.clamp(-2, 2) * (math.sqrt(variance) / TRUNCATED_STD)
 
 

@@ -87,6 +87,7 @@ def binary_cross_entropy(logit: Tensor, prediction: Tensor, target: Tensor) -> T
 )
 def binary_cross_entropy_with_logits(logit: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
     """max(z, 0) - z y + log(1 + e^-|z|): the same of p = sigmoid(z), never infinite. `torch.nn.BCEWithLogitsLoss`."""
+    # Without a reduction: what weights the corners is their number in the batch.
     return F.binary_cross_entropy_with_logits(logit, target, reduction="none")
 
 
@@ -120,6 +121,7 @@ def mean_absolute_error(logit: Tensor, prediction: Tensor, target: Tensor) -> Te
 def huber(logit: Tensor, prediction: Tensor, target: Tensor, *, delta: Positive = 1.0) -> Tensor:
     """d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2), of d = p - y (Huber 1964). `torch.nn.HuberLoss`."""
     distance = torch.abs(prediction - target)
+    # torch's own takes delta as a Python number; here it may be a tensor, one number for each network.
     return torch.where(distance <= delta, 0.5 * distance * distance, delta * (distance - 0.5 * delta))
 
 

@@ -125,8 +125,10 @@ def sgd(
 ) -> tuple[Tensor, State]:
     """Gradient descent with (Nesterov's) momentum. `torch.optim.SGD`; the default rate is Axon's and Keras's."""
     gradient = _decayed(gradient, parameter, weight_decay)
+    # A term that is 0 in all networks is left out, not multiplied by 0: 0 * inf would be NaN, and torch leaves it out.
     if is_zero(momentum):
         return parameter - lr * gradient, state
+    # torch starts the buffer with the first gradient, which is the same as starting it with 0.
     buffer = momentum * state["momentum_buffer"] + gradient
     direction = gradient + momentum * buffer if nesterov else buffer
     return parameter - lr * direction, {"momentum_buffer": buffer}
@@ -137,6 +139,7 @@ def _bias_corrections(steps: Steps, *, beta1: float, beta2: float, **_: Any) -> 
 
 
 def _moments(gradient: Tensor, state: State, beta1: float, beta2: float) -> tuple[Tensor, Tensor]:
+    # As torch writes it: m + (1 - beta1) (g - m), which rounds differently from beta1 m + (1 - beta1) g.
     mean = _lerp(state["mean"], gradient, 1 - beta1)
     square = beta2 * state["square"] + (1 - beta2) * gradient * gradient
     return mean, square
@@ -189,7 +192,7 @@ def adamw(
     weight_decay: NonNegative = 0.01,
 ) -> tuple[Tensor, State]:
     """Adam with the weights decayed apart from the gradient (Loshchilov & Hutter 2019). `torch.optim.AdamW`."""
-    if not is_zero(weight_decay):
+    if not is_zero(weight_decay):  # before the step, of the parameter as it was
         parameter = parameter * (1 - lr * weight_decay)
     return _adam_step(parameter, gradient, state, schedule, lr, beta1, beta2, eps)
 
@@ -212,6 +215,7 @@ def polaris_adam(
     eps_root: NonNegative = 1e-15,
 ) -> tuple[Tensor, State]:
     """Adam with another small number under the root, as Axon's `:adam` (Polaris 0.1.0) has it. `PolarisAdam`."""
+    # Polaris's own order of operations: the replayed traces of Axon are compared to 1e-6 and less.
     mean = beta1 * state["mean"] + (1 - beta1) * gradient
     square = beta2 * state["square"] + (1 - beta2) * gradient * gradient
     step = lr * (mean * schedule["mean"]) / (torch.sqrt(square * schedule["square"] + eps_root) + eps)
@@ -254,7 +258,8 @@ def nadam(
 def _radam_schedule(steps: Steps, *, beta1: float, beta2: float, **_: Any) -> dict[str, Steps]:
     longest = 2 / (1 - beta2) - 1
     length = longest - 2 * steps * beta2**steps / (1 - beta2**steps)
-    rectified = length > 5
+    rectified = length > 5  # torch's threshold; the paper (Liu et al. 2020) has 4
+    # Where it is not rectified any number does, but the root must exist.
     safe = np.where(rectified, length, 6.0)
     ratio = (safe - 4) * (safe - 2) * longest / ((longest - 4) * (longest - 2) * safe) if longest > 5 else 0 * steps
     return {
@@ -280,6 +285,7 @@ def radam(
     gradient = _decayed(gradient, parameter, weight_decay)
     mean, square = _moments(gradient, state, beta1, beta2)
     rectification = torch.as_tensor(schedule["rectification"], dtype=parameter.dtype, device=parameter.device)
+    # A select and not a branch: one program serves all steps, and under vmap there is nothing to branch on.
     adaptive = torch.where(rectification > 0, rectification / (torch.sqrt(square) + eps), 1.0)
     return parameter - lr * schedule["mean"] * mean * adaptive, {"mean": mean, "square": square}
 
@@ -401,4 +407,5 @@ def value(gradient: Tensor, *, bound: Positive = 1.0) -> Tensor:
 def norm(gradient: Tensor, *, bound: Positive = 1.0) -> Tensor:
     """Scale a gradient longer than `bound` to that norm (Pascanu et al. 2013). `torch.nn.utils.clip_grad_norm_`."""
     total = torch.linalg.vector_norm(gradient)
+    # torch's formula: a gradient that is shorter than the bound is multiplied by exactly 1.
     return gradient * torch.clamp(bound / (total + 1e-6), max=1.0)

@@ -114,11 +114,12 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
     check_log(settings["log"], sweep)
     check_mode(settings["shards"], settings["dry_run"], sweep)
     check_engine(engine, device, settings["threads"])
+    # Grids may overlap, and a list may repeat a value: each run is trained once.
     table = _joined([grid.table for grid in grids]) if len(grids) > 1 else grids[0].table
     cells, _ = distinct_rows((table[field] for field in FIELDS if field != "seed"), len(table))
     repeated = pd.DataFrame({"cell": cells, "seed": table["seed"]}).duplicated()
     distinct = table[~repeated].reset_index(drop=True) if repeated.any() else table
-    if engine == "lanes":
+    if engine == "lanes":  # asked for by name, so falling back to another engine would be wrong
         check_compilable(distinct, device)
     axes = tuple(dict.fromkeys(axis for grid in grids for axis in grid.axes))
     return Plan(distinct, axes, **settings, duplicates=len(table) - len(distinct))
@@ -313,6 +314,7 @@ def _expand(config: DictConfig, values: Mapping[str, Any], axes: Mapping[str, Se
     product = list(itertools.product(*axes.values()))
     columns = {field: [value] * len(product) for field, value in values.items()}
     columns |= {KEYS[key]: list(column) for key, column in zip(axes, zip(*product, strict=True), strict=True)}
+    # Last: a value such as ${lr} must see the axes, which have replaced what was composed.
     columns |= _interpolated(config, axes, columns, len(product))
     return pd.DataFrame(columns, dtype=object)
 

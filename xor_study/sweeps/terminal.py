@@ -45,13 +45,14 @@ class _Console(Console):
 
 def console() -> Console:
     """Return the console of standard output, wide enough not to fold a table where output is not a terminal."""
-    plain = _Console(highlight=False)
+    plain = _Console(highlight=False)  # rich would colour every number
     return plain if plain.is_terminal else _Console(highlight=False, width=200)
 
 
 @contextlib.contextmanager
 def notes() -> Iterator[None]:
     """Print what the engines have to say as one line each, without where in the code it was said."""
+    # Collected and printed afterwards: in between they would break the progress bar.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FallbackWarning)
         yield
@@ -222,6 +223,7 @@ def show_sweep(runs: pd.DataFrame, axes: Sequence[str], path: Path, hints: Mappi
         ([_text(row[key]) for key in keys], int(row["runs"]), [int(row[name]) for name in OUTCOMES])
         for row in found.head(MOST_ROWS).to_dict("records")
     ]
+    # From the widest to the narrowest: the first that fits the terminal is printed.
     layouts = ((False, False), (False, True), (True, True))
     for stacked, two_lines in layouts:
         table = _cells_table(keys, rows, stacked=stacked, two_lines=two_lines)

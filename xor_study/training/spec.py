@@ -173,6 +173,7 @@ class RunSpec:
     seed: Annotated[int, Interval(0, 2**63 - 1)] = 0
 
     def __post_init__(self) -> None:
+        # The class is frozen, so its own assignment goes by way of object.
         for field, value in _resolved(dataclasses.asdict(self)).items():
             object.__setattr__(self, field, value)
 
@@ -313,6 +314,7 @@ def _resolved(values: Mapping[str, Any]) -> dict[str, Any]:
         allowed, default = rules(field, result.get(deciding_group(field) or "", ""))
         value = values[field]
         result[field] = default if value is None else allowed.check(value, key_of(field))
+    # Initial weights are drawn in float64 and then converted; what enters a step must be a number of its type.
     for field in OF_A_STEP:
         check_representable(field, result[field], result["dtype"])
     check_together(result)
@@ -347,12 +349,13 @@ TOGETHER = ("loss", "activation_output", "optimizer_nesterov", "optimizer_moment
 
 def identity_text(values: Mapping[str, Any]) -> str:
     """Return the text that is hashed for all runs of a cell: what differs from the defaults, but for the seed."""
-    differing = {"lr": values["lr"]}
+    differing = {"lr": values["lr"]}  # always: an optimizer's own rate may change with its version, identities must not
     for field in FIELDS:
         default = OWN[field].default if field in OWN else rules(field, values[str(deciding_group(field))])[1]
         omitted = _OMITTED[field] if default is None and field in _OMITTED else default
         if field != "seed" and values[field] is not None and values[field] != omitted:
             differing[field] = values[field]
+    # Never change this text: it is hashed, and people have kept tables that name runs by the hash.
     return json.dumps(differing, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

@@ -122,6 +122,7 @@ def distinct_rows(columns: Iterable[pd.Series[Any]], rows: int) -> tuple[NDArray
         else:
             codes, distinct = pd.factorize(column, use_na_sentinel=False)
             count = len(distinct)
+        # Renumbered after each column, so that the products stay below 2^63 however many columns there are.
         if codes.min() < codes.max():
             numbers = pd.factorize(numbers * count + codes)[0]
     return numbers, np.flatnonzero(~pd.Series(numbers).duplicated().to_numpy())
@@ -182,6 +183,7 @@ def _column(field: str, given: pd.Series[Any] | None, choices: pd.Series[Any]) -
             if allowed.type is not bool:
                 for value in given[rows][[isinstance(value, bool) for value in given[rows]]]:
                     allowed.check(value, key_of(field))  # before True is taken for 1
+            # Each distinct value once: a million runs have a handful.
             codes, distinct = pd.factorize(given[rows])
             checked = [allowed.check(value, key_of(field)) for value in distinct]
             column[rows] = pd.Series(checked, dtype=object).to_numpy()[codes]
