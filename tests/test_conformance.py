@@ -186,7 +186,7 @@ def test_presets_are_stored_as_function_and_parameters() -> None:
 
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
 def test_replay(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vmap, "BLOCK", 1)  # each run is trained alone; in blocks of 512 it takes twice as long
+    monkeypatch.setattr(vmap, "BLOCK", 1)  # each run is trained alone; in a block of 512 a step takes longer
     found = list(replay(read_trace(path)))
     assert len(found) == 7 * len(ENGINES)
     for one in found:

@@ -1,11 +1,13 @@
 """The documentation: its commands run, its outputs are what they print, its links and docstring examples hold."""
 
 import doctest
+import functools
 import importlib
 import importlib.util
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -32,18 +34,34 @@ BLOCKS = [block for page in documentation.PAGES for block in documentation.block
 NOW = [block for block in BLOCKS if not block.mark]
 
 
+class PageRunner:
+    """Runs a page's blocks in their order, for tests of which some may run in another process.
+
+    Args:
+        page: whose blocks.
+        folder: to run them in.
+    """
+
+    def __init__(self, page: Path, folder: Path) -> None:
+        self.runner = documentation.Runner(folder, main)
+        self.left = [block for block in NOW if block.page == page]
+
+    def run(self, block: object) -> str:
+        """Run a block, after those above it that were not run yet, and return what it printed."""
+        while self.left[0] is not block:
+            self.runner.run(self.left.pop(0))
+        return self.runner.run(self.left.pop(0))
+
+
 @pytest.fixture(scope="module")
-def runners() -> dict[Path, object]:
-    return {}
+def runners(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], PageRunner]:
+    """Return a function that returns the only runner of a page."""
+    return functools.cache(lambda page: PageRunner(page, tmp_path_factory.mktemp(page.stem)))
 
 
 @pytest.mark.parametrize("block", NOW, ids=lambda block: block.name)
-def test_blocks_run_and_print_what_the_page_says(
-    block: object, runners: dict[Path, object], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    if block.page not in runners:
-        runners[block.page] = documentation.Runner(tmp_path_factory.mktemp(block.page.stem), main)
-    printed = runners[block.page].run(block)
+def test_blocks_run_and_print_what_the_page_says(block: object, runners: Callable[[Path], PageRunner]) -> None:
+    printed = runners(block.page).run(block)
     if block.output is not None:
         assert documentation.words(documentation.shown(printed, block.output)) == documentation.words(block.output)
 

@@ -87,9 +87,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(("engine", "device"), FAST)  # on top: tests that share a result of `plain` follow each other
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-13), ("float32", 3e-6)])
 @pytest.mark.parametrize("fields", SPREAD, ids=lambda fields: "-".join(str(value) for value in fields.values()))
-@pytest.mark.parametrize(("engine", "device"), FAST)
 def test_fast_engines_equal_plain(
     fields: dict[str, Any], dtype: str, tolerance: float, engine: str, device: str
 ) -> None:
@@ -168,9 +168,9 @@ DIVERGING = [
 ]
 
 
+@pytest.mark.parametrize(("engine", "device"), FAST)
 @pytest.mark.parametrize("batch", [32, 3])
 @pytest.mark.parametrize("fields", DIVERGING, ids=["momentum-5", "naive-10", "naive-1000", "relu-mse-1000"])
-@pytest.mark.parametrize(("engine", "device"), FAST)
 def test_the_onset_of_nan_is_the_same(fields: dict[str, Any], batch: int, engine: str, device: str) -> None:
     """A batch of 3 always lacks a corner, which must contribute nothing rather than 0 times infinity.
 

@@ -13,15 +13,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from xor_study import run
-from xor_study.sweeps import compose
-from xor_study.training.spec import GROUPS, KEYS
+from xor_study.sweeps.compose import CHOICES
+from xor_study.sweeps.settings import SETTINGS, STUDY
+from xor_study.training.spec import ALIASES, GROUPS, KEYS
 
 KNOWN = [
     *KEYS,
-    *compose.CHOICES,
-    *compose.SETTINGS,
-    *compose.ALIASES,
-    compose.STUDY,
+    *CHOICES,
+    *SETTINGS,
+    *ALIASES,
+    STUDY,
     "hydra.sweep.dir",
     "hydra.run.dir",
 ]
