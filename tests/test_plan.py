@@ -1,7 +1,7 @@
 """Plans: from overrides to a checked table, and what is said when that is not possible."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from xor_study.training.spec import FIELDS, GROUPS, OWN
 from xor_study.training.table import distinct_rows, run_ids, table_of
 
 
-@pytest.fixture
-def loader() -> Iterator[ConfigLoader]:
+@pytest.fixture(scope="module")
+def loader() -> ConfigLoader:
+    """Hydra's loader of our configuration, which keeps what it has read: as in a process, one for all that is asked."""
     Plugins.instance().register(XORStudySweeper)
     register()
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        yield GlobalHydra.instance().config_loader()
+        return GlobalHydra.instance().config_loader()
 
 
 def sweep(loader: ConfigLoader, *overrides: str) -> Plan:
