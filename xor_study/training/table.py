@@ -100,7 +100,7 @@ def _of_specs(specs: Sequence[RunSpec]) -> pd.DataFrame:
 
 
 def _typed(values: list[Any]) -> NDArray[Any] | pd.Categorical[Any]:
-    """Return checked values of one field in the type that `_compact` gives their column."""
+    """Return checked values of one field as numbers, with NaN where one is missing, or else as categories."""
     kinds = set(map(type, values))
     if float in kinds and kinds <= {float, type(None)}:
         return np.array(values, np.float64)  # None becomes NaN
@@ -134,34 +134,24 @@ def _seeds(given: pd.Series[Any]) -> NDArray[np.int64]:
         for extreme in (given.min(), given.max()):
             OWN["seed"].check(int(extreme), "seed")
         return given.to_numpy()
-    return _column("seed", given, pd.Series("", index=given.index)).to_numpy(np.int64)
+    return _column("seed", given, np.full(len(given), "", object)).astype(np.int64)
 
 
 def _checked_cells(given: Mapping[str, pd.Series[Any]]) -> pd.DataFrame:
     """Return a checked table of the rows that differ in more than their seed, in compact types."""
-    table: dict[str, pd.Series[Any]] = {}
+    table: dict[str, NDArray[Any]] = {}
     rows = len(next(iter(given.values())))
     for field in FIELDS:
         decisive = deciding_group(field)
-        choices = table[decisive] if decisive else pd.Series("", index=range(rows))
-        column = None if field == "seed" else given.get(field)
-        table[field] = _column(field, column, choices)
-    result = pd.DataFrame(table)
+        choices = table[decisive] if decisive else np.full(rows, "", object)
+        table[field] = _column(field, None if field == "seed" else given.get(field), choices)
     for field in OF_A_STEP:
-        if field in given:
-            for dtype, numbers in result[field].groupby(result["dtype"]):
-                check_representable(field, pd.to_numeric(numbers, errors="coerce").astype(float).max(), str(dtype))
-    for values in result[list(TOGETHER)].drop_duplicates().to_dict("records"):
-        check_together({str(field): value for field, value in values.items()})
-    return pd.DataFrame({field: _compact(column) for field, column in table.items()})
-
-
-def _compact(column: pd.Series[Any]) -> pd.Series[Any]:
-    """Return a column as numbers, with NaN where a number is missing, or else as categories."""
-    known = column.dropna()
-    if len(known) and all(isinstance(value, float) for value in known):
-        return column.astype(np.float64)
-    return column.astype("category") if column.dtype == object or column.dtype == "str" else column
+        for dtype in dict.fromkeys(table["dtype"]) if field in given else ():
+            values = table[field][table["dtype"] == dtype]
+            check_representable(field, max((v for v in values if isinstance(v, float)), default=None), dtype)
+    for values in dict.fromkeys(zip(*(table[field] for field in TOGETHER), strict=True)):
+        check_together(dict(zip(TOGETHER, values, strict=True)))
+    return pd.DataFrame({field: _typed(column.tolist()) for field, column in table.items()})
 
 
 def plain(column: pd.Series[Any]) -> pd.Series[Any]:
@@ -172,22 +162,30 @@ def plain(column: pd.Series[Any]) -> pd.Series[Any]:
     return column.astype(object).where(column.notna(), None) if column.isna().any() else column
 
 
-def _column(field: str, given: pd.Series[Any] | None, choices: pd.Series[Any]) -> pd.Series[Any]:
-    """Return one column of a table, each distinct value checked once."""
-    known = {choice: rules(field, choice) for choice in choices.unique()}
-    column = choices.map({choice: default for choice, (_, default) in known.items()})
-    if given is not None:
-        column = column.astype(object)
-        for choice, (allowed, _) in known.items():
-            rows = (choices == choice) & given.notna()
-            if allowed.type is not bool:
-                for value in given[rows][[isinstance(value, bool) for value in given[rows]]]:
-                    allowed.check(value, key_of(field))  # before True is taken for 1
-            # Each distinct value once: a million runs have a handful.
-            codes, distinct = pd.factorize(given[rows])
-            checked = [allowed.check(value, key_of(field)) for value in distinct]
-            column[rows] = pd.Series(checked, dtype=object).to_numpy()[codes]
-    return column if column.isna().any() else column.infer_objects()
+def _column(field: str, given: pd.Series[Any] | None, choices: NDArray[Any]) -> NDArray[Any]:
+    """Return the values of one field, each distinct one checked once.
+
+    Args:
+        field: its name.
+        given: values, missing where the default is meant; None for defaults only.
+        choices: for each row, the choice that decides which values are allowed and what the default is.
+    """
+    known = {choice: rules(field, choice) for choice in dict.fromkeys(choices)}
+    column = np.array([known[choice][1] for choice in choices], dtype=object)
+    if given is None:
+        return column
+    # Arrays of objects: in a Series each of these steps takes a hundred times as long where the rows are few.
+    values = given.to_numpy(dtype=object)
+    present = ~pd.isna(values)
+    for choice, (allowed, _) in known.items():
+        rows = present & (choices == choice)
+        if allowed.type is not bool:
+            for value in values[rows][[isinstance(value, bool) for value in values[rows]]]:
+                allowed.check(value, key_of(field))  # before True is taken for 1
+        # Each distinct value once: a million runs have a handful.
+        codes, distinct = pd.factorize(values[rows])
+        column[rows] = np.array([allowed.check(value, key_of(field)) for value in distinct], dtype=object)[codes]
+    return column
 
 
 def run_ids(table: pd.DataFrame) -> pd.Series[str]:
