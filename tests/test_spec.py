@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from xor_study import RunSpec, StudyError, train
+from xor_study.training import spec as spec_module
 from xor_study.training.spec import DECLARED, FIELDS, GROUPS, KEYS, key_of
 from xor_study.training.table import run_ids, table_of
 
@@ -45,6 +46,16 @@ def test_identities_never_change(name: str) -> None:
     spec, known = FROZEN[name]
     assert spec.run_id == known
     assert run_ids(table_of([spec])).tolist() == [known]
+
+
+def test_identities_do_not_depend_on_the_order_of_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a new optimizer above the old ones, with another default of a parameter that others lack."""
+    reversed_order = {field: dict(reversed(choices.items())) for field, choices in DECLARED.items()}
+    assert next(iter(reversed_order["optimizer_eps"].values())).default != 1e-8
+    monkeypatch.setattr(spec_module, "DECLARED", reversed_order)
+    for spec, known in FROZEN.values():
+        assert spec.run_id == known
+    assert RunSpec(optimizer_eps=1e-8).run_id == RunSpec().run_id
 
 
 def test_defaults_are_omitted_from_the_identity() -> None:
