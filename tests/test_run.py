@@ -1,5 +1,6 @@
 """The command line, as a user meets it: what it prints, what it leaves, and what it says when it can't."""
 
+import gc
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from xor_study.sweeps import application, terminal
 from xor_study.sweeps.compose import register
 from xor_study.sweeps.records import read_runs
 from xor_study.sweeps.settings import CONFIG_DIR, SETTINGS
+from xor_study.sweeps.sweep import Sweep
 from xor_study.training.spec import FIELDS, GROUPS, KEYS, key_of
 
 SHORT = ("epochs=2", "iterations=30")
@@ -275,6 +277,17 @@ def test_help_choices_lists_every_name_with_its_parameters(call: Call) -> None:
 
 def test_the_version_is_this_packages(call: Call) -> None:
     assert call("--version") == (0, f"xor-study {xor_study.__version__}\n", "")
+
+
+def test_the_garbage_collector_runs_while_a_command_trains_and_after_it(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[bool] = []
+    monkeypatch.setattr(Sweep, "train", lambda self, follow: states.append(gc.isenabled()))
+    call("-m", *SHORT, "seed=1,2", "hydra.sweep.dir=a")
+    assert states == [True]
+    call("lrr=1")
+    assert gc.isenabled()
 
 
 def test_flags_and_overrides_go_in_any_order(call: Call, tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ The first word may name a command; all else is for the Hydra application. Nothin
 
 from __future__ import annotations
 
+import gc
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from xor_study.errors import StudyError, in_one_line, show, suggestion
 
@@ -29,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: without the program's name; None means those of the process.
     """
-    with in_one_line():
+    with in_one_line(), _collector_paused():
         given = sys.argv[1:] if arguments is None else list(arguments)
         word = given[0] if given else ""
         if word in COMMANDS:
@@ -46,6 +48,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from xor_study.sweeps import application
 
             application.main(given)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep Python's garbage collector from running until training starts (`runner.collect_again`), or until the end.
+
+    Imports make a million objects, none of them garbage, and looking through them takes a quarter of a command's time.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _help(given: Sequence[str]) -> None:

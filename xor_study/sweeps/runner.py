@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shlex
 import sys
 import warnings
@@ -30,6 +31,13 @@ GRID, MARGIN = 200, 0.25
 """Points along each axis of the decision boundary's picture, and how far it reaches beyond the corners."""
 
 
+def collect_again() -> None:
+    """Let Python's garbage collector run again, if a command has paused it, but not look at what is there already."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
 def run_one(
     table: pd.DataFrame, engine: str, device: str, threads: int | None, folder: Path, log: str = "epochs"
 ) -> Result:
@@ -37,6 +45,7 @@ def run_one(
     from xor_study import figures  # matplotlib takes a third of a second, which a sweep is spared
 
     folder.mkdir(parents=True, exist_ok=True)
+    collect_again()
     git_commit()  # cached now: the files may change while the run trains
     with terminal.progress_bar(1) as follow, terminal.notes():
         detail = Detail(every_step=True)
@@ -87,6 +96,7 @@ def run_sweep(
         InterruptedSweep: likewise.
     """
     sweep = Sweep(planned.table, planned.engine, planned.device, planned.threads, folder, shards)
+    collect_again()
     git_commit()  # cached now: the files may change while the sweep trains
     command = _command(folder)
     notes = sweep.begin(command, planned.axes)
