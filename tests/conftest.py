@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_finish() -> None:
-    """Let the collector ignore what imports have made, and run a hundred times less often: tracing leaves no garbage."""
+    """Let the collector ignore what imports have made, and run a hundred times less often."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
