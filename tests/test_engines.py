@@ -50,6 +50,7 @@ SPREAD: list[dict[str, Any]] = [
     {"optimizer": "polaris_adam", "loss": "axon_0_6_1", "lr": 1e-3},
     {"loss": "axon_0_7_0", "optimizer_momentum": 0.5},
     {"loss": "axon_binary_cross_entropy", "loss_logits_visible": False, "loss_clip_gradient": "squared", "lr": 1e-3},
+    {"activation_output": "nx_sigmoid", "loss": "binary_cross_entropy_clipped", "loss_clip_gradient": "squared"},
     {"optimizer": "adadelta", "activation_hidden": "selu", "clip": "value", "clip_bound": 0.01},
     {"activation_hidden": "relu", "init": "he_normal", "lr": 0.1},
     {"activation_hidden": "leaky_relu", "activation_output": "identity", "loss": "mean_squared_error", "lr": 0.05},
