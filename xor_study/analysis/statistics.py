@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import cache
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,17 +22,25 @@ Z = 1.959963984540054
 
 
 @cache  # a table of cells asks thousands of times for the same few counts
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Return the ends of Wilson's 95 % interval of a proportion (Wilson 1927).
+def wilson(successes: int, trials: int, comparisons: int = 1) -> tuple[float, float]:
+    """Return the ends of Wilson's 95 % interval of a proportion (Wilson 1927); of no trials, (0, 1).
+
+    Args:
+        successes: how many.
+        trials: of how many.
+        comparisons: if more than 1, the interval is one of so many that hold together with 95 % (Bonferroni).
 
     Example:
         >>> wilson(5, 10)
         (0.236593090512564, 0.7634069094874361)
     """
-    share, square = successes / trials, Z * Z
+    if not trials:
+        return 0.0, 1.0
+    z = Z if comparisons == 1 else NormalDist().inv_cdf(1 - 0.025 / comparisons)
+    share, square = successes / trials, z * z
     denominator = 1 + square / trials
     center = (share + square / (2 * trials)) / denominator
-    distance = Z * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2)) / denominator
+    distance = z * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2)) / denominator
     # Rounding can leave the ends a hair inside 0 and 1 where the formula gives exactly these.
     return (center - distance if successes else 0.0, center + distance if successes < trials else 1.0)
 
@@ -65,7 +74,10 @@ def paired(first: ArrayLike, second: ArrayLike) -> float:
 
 
 class Effect(NamedTuple):
-    """A difference, the ends of its 95 % interval, and the p-value that there is none."""
+    """A difference, the ends of its 95 % interval, and the p-value that there is none.
+
+    Of no pairs nothing is known: the value is NaN, the interval holds all that is possible, p is 1.
+    """
 
     value: float
     low: float
@@ -84,6 +96,8 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> Effect:
         second: of the same seeds in the same order.
     """
     one, other = np.asarray(first, bool), np.asarray(second, bool)
+    if not len(one):
+        return Effect(math.nan, -1.0, 1.0, 1.0)
     n, k, m = len(one), int(one.sum()), int(other.sum())
     both, only_one, only_other = int((one & other).sum()), int((one & ~other).sum()), int((~one & other).sum())
     neither = n - both - only_one - only_other
@@ -115,6 +129,8 @@ def paired_shift(first: ArrayLike, second: ArrayLike) -> Effect:
     from scipy.stats import bootstrap, wilcoxon
 
     difference = np.asarray(second, float) - np.asarray(first, float)
+    if not len(difference):
+        return Effect(math.nan, -math.inf, math.inf, 1.0)
     median = float(np.median(difference))
     # Equal differences need no bootstrap, and Wilcoxon's test is undefined where all are 0.
     if (difference == difference[0]).all():
@@ -125,18 +141,45 @@ def paired_shift(first: ArrayLike, second: ArrayLike) -> Effect:
     return Effect(median, float(ends.low), float(ends.high), float(wilcoxon(difference).pvalue))
 
 
-def decomposition(table: pd.DataFrame, factors: Sequence[str], outcome: str, unit: str) -> pd.DataFrame:
+def difference_over_levels(first: ArrayLike, second: ArrayLike) -> tuple[float, float]:
+    """Return the ends of the 95 % interval of a mean difference whose levels are a sample as well as its units.
+
+    Percentiles of a bootstrap that draws levels and units independently (10,000 resamples, fixed seed): the interval
+    answers what other levels of the same kind would have shown.
+
+    Args:
+        first: booleans of shape (levels, units).
+        second: of the same levels and units.
+
+    Raises:
+        ValueError: if there are fewer than two levels.
+    """
+    difference = np.asarray(second, float) - np.asarray(first, float)
+    levels, units = difference.shape
+    if levels < 2:
+        raise ValueError("an interval over levels needs at least two of them")
+    rng = np.random.default_rng(0)
+    by_level, by_unit = (rng.multinomial(size, np.full(size, 1 / size), 10_000) / size for size in (levels, units))
+    means = np.einsum("rl,rl->r", by_level @ difference, by_unit)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def decomposition(
+    table: pd.DataFrame, factors: Sequence[str], outcome: str, unit: str, resamples: int = 1000
+) -> pd.DataFrame:
     """Return which share of the variance of an outcome's mean each factor and each pair of factors explains.
 
     The shares are those of a balanced factorial analysis of variance of the cells' means: main effects, two-way
     interactions, and all higher ones as "higher order"; they add up to 1. Intervals are percentiles of a bootstrap over
-    the units, which all cells share (1,000 resamples, fixed seed).
+    the units, which all cells share (fixed seed).
 
     Args:
         table: a row for each run.
         factors: its columns that span the cells; every combination must be there with the same units.
         outcome: the column that is averaged over the units.
         unit: the column that pairs the cells, such as "seed".
+        resamples: of the bootstrap.
 
     Returns:
         Columns term, share, low and high, the largest share first.
@@ -152,7 +195,7 @@ def decomposition(table: pd.DataFrame, factors: Sequence[str], outcome: str, uni
     terms = [(i,) for i in range(len(factors))] + list(itertools.combinations(range(len(factors)), 2))
     rng = np.random.default_rng(0)
     # Whole seeds are resampled, the same in every cell: cells that share a seed are not independent.
-    weights = rng.multinomial(len(wide), np.full(len(wide), 1 / len(wide)), size=1000) / len(wide)
+    weights = rng.multinomial(len(wide), np.full(len(wide), 1 / len(wide)), size=resamples) / len(wide)
     resampled = np.array([_shares(np.tensordot(weight, values, 1), terms) for weight in weights])
     result = pd.DataFrame({"term": [" x ".join(factors[i] for i in term) for term in terms] + ["higher order"]})
     result["share"] = _shares(values.mean(0), terms)
