@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -187,20 +187,57 @@ def decomposition(
     Raises:
         ValueError: if the design is not complete.
     """
+    terms = [(i,) for i in range(len(factors))] + list(itertools.combinations(range(len(factors)), 2))
+    values = _design(table, factors, outcome, unit)
+    result = _with_intervals(values, lambda means: _shares(means, terms), resamples)
+    result.insert(0, "term", [" x ".join(factors[i] for i in term) for term in terms] + ["higher order"])
+    return result.sort_values("share", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def total_shares(
+    table: pd.DataFrame, factors: Sequence[str], outcome: str, unit: str, resamples: int = 1000
+) -> pd.DataFrame:
+    """Return which share of the variance of an outcome's mean each factor takes part in, alone or with any others.
+
+    The total index of Homma & Saltelli 1996: what would vanish if the factor were fixed. The shares add up to more than
+    1, since an interaction counts for each of its factors. See `decomposition` for the arguments and intervals.
+
+    Returns:
+        Columns factor, share, low and high, the largest share first.
+
+    Raises:
+        ValueError: if the design is not complete.
+    """
+
+    def shares(means: NDArray[np.float64]) -> NDArray[np.float64]:
+        total = float(means.var())
+        return np.array([means.var(axis=i).mean() / total if total > 0 else 0.0 for i in range(means.ndim)])
+
+    result = _with_intervals(_design(table, factors, outcome, unit), shares, resamples)
+    result.insert(0, "factor", list(factors))
+    return result.sort_values("share", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def _design(table: pd.DataFrame, factors: Sequence[str], outcome: str, unit: str) -> NDArray[np.float64]:
+    """Return the outcomes of a complete design, shape (units, levels of the first factor, ...)."""
     wide = table.pivot(index=unit, columns=list(factors), values=outcome)
     levels = [len(table[factor].unique()) for factor in factors]
     if wide.isna().to_numpy().any() or wide.shape[1] != int(np.prod(levels)):
         raise ValueError("the design is not complete: a combination of factors is missing")
-    values = wide.sort_index(axis=1).to_numpy(float).reshape(len(wide), *levels)
-    terms = [(i,) for i in range(len(factors))] + list(itertools.combinations(range(len(factors)), 2))
+    return wide.sort_index(axis=1).to_numpy(float).reshape(len(wide), *levels)
+
+
+def _with_intervals(
+    values: NDArray[np.float64], shares: Callable[[NDArray[np.float64]], NDArray[np.float64]], resamples: int
+) -> pd.DataFrame:
+    """Return shares of the means over the units with bootstrap intervals: columns share, low, high."""
+    units = len(values)
     rng = np.random.default_rng(0)
     # Whole seeds are resampled, the same in every cell: cells that share a seed are not independent.
-    weights = rng.multinomial(len(wide), np.full(len(wide), 1 / len(wide)), size=resamples) / len(wide)
-    resampled = np.array([_shares(np.tensordot(weight, values, 1), terms) for weight in weights])
-    result = pd.DataFrame({"term": [" x ".join(factors[i] for i in term) for term in terms] + ["higher order"]})
-    result["share"] = _shares(values.mean(0), terms)
-    result["low"], result["high"] = np.quantile(resampled, [0.025, 0.975], axis=0)
-    return result.sort_values("share", ascending=False, kind="stable").reset_index(drop=True)
+    weights = rng.multinomial(units, np.full(units, 1 / units), size=resamples) / units
+    resampled = np.array([shares(np.tensordot(weight, values, 1)) for weight in weights])
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    return pd.DataFrame({"share": shares(values.mean(0)), "low": low, "high": high})
 
 
 def _shares(means: NDArray[np.float64], terms: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:

@@ -41,7 +41,9 @@ CONTEXTS: dict[str, dict[str, Any]] = {"failing": BROKEN, "sound": NEWEST, "pyto
 MOST, SOME = 0.95, 0.05
 """Shares of seeds: what a cure must exceed, and what makes a suspect sufficient."""
 
-OTHER_LOSSES = [name for name in GROUPS["loss"] if name not in ("binary_cross_entropy", LOSS)]
+CLIPPED = "binary_cross_entropy_clipped"
+
+OTHER_LOSSES = [name for name in GROUPS["loss"] if name not in ("binary_cross_entropy", CLIPPED, LOSS)]
 
 Change = Mapping[str, Any]
 """Values by key; the value `...` lets a key be anything."""
@@ -66,8 +68,7 @@ def _in_each(*changes: Change) -> dict[str, list[Change]]:
 
 
 _INITIALIZER = {key: _ANY for key in CELL if key == "init" or key.startswith("init.")}
-_NX: Change = {"loss": OTHER_LOSSES, "loss.eps": _ANY, "loss.delta": _ANY, "loss.clip_gradient": _ANY}
-_NX = {**_NX, "activation.output": "nx_sigmoid"}
+_CLIPPED_BY_NX: Change = {"loss": CLIPPED, "loss.clip_gradient": "squared", "activation.output": "nx_sigmoid"}
 
 SUSPECTS: dict[str, Suspect] = {
     "learning rate": Suspect("cause_learning_rate", _in_each({"lr": _ANY, "iterations": _ANY})),
@@ -77,9 +78,12 @@ SUSPECTS: dict[str, Suspect] = {
     "loss": Suspect(
         "cause_loss",
         {
-            # With Nx's sigmoid, and Nx's clip where the loss clips, which both versions of Axon compute with.
-            "failing": [{**_NX, "loss": ["binary_cross_entropy", *OTHER_LOSSES]}],
-            "pytorch": [{"loss": OTHER_LOSSES, "loss.eps": _ANY, "loss.delta": _ANY}],
+            # With Nx's sigmoid, which both versions of Axon compute with. The loss that clips is not among them: it is
+            # what 0.6.1's cross-entropy becomes on hidden logits, so it counts with the defects.
+            "failing": [
+                {"loss": ["binary_cross_entropy", *OTHER_LOSSES], "loss.delta": _ANY, "activation.output": "nx_sigmoid"}
+            ],
+            "pytorch": [{"loss": [CLIPPED, *OTHER_LOSSES], "loss.eps": _ANY, "loss.delta": _ANY}],
         },
     ),
     "activation pairing": Suspect(
@@ -89,15 +93,12 @@ SUSPECTS: dict[str, Suspect] = {
                 {"activation.hidden": _ANY},
                 {"activation.hidden": "relu", "init": "he_normal"},
                 # Another output has no logits to hide, so the loss is the one that clips, with Nx's clip.
-                {
-                    "loss": "binary_cross_entropy_clipped",
-                    "loss.clip_gradient": "squared",
-                    "activation.output": "hard_sigmoid",
-                },
+                {**_CLIPPED_BY_NX, "activation.output": "hard_sigmoid"},
             ],
             "sound": [{"activation.hidden": _ANY}, {"activation.hidden": "relu", "init": "he_normal"}],
             "pytorch": [
-                {"activation.hidden": _ANY, "activation.output": ["sigmoid", "hard_sigmoid"]},
+                {"activation.hidden": _ANY},
+                {"activation.output": "hard_sigmoid"},
                 {"activation.hidden": "relu", "init": "he_normal"},
             ],
         },
@@ -111,9 +112,10 @@ SUSPECTS: dict[str, Suspect] = {
         "",
         {
             "failing": [{"loss": LOSS, **dict.fromkeys(SWITCHES, _ANY)}],
-            # Into a sound configuration the defects are put all together: alone none of them acts.
-            "sound": [BROKEN],
-            "pytorch": [BROKEN],
+            # Into a sound configuration the defects are put all together: alone none of them acts. Nx's two suffice
+            # where the loss itself clips, in any version of Axon.
+            "sound": [BROKEN, _CLIPPED_BY_NX],
+            "pytorch": [BROKEN, _CLIPPED_BY_NX],
         },
     ),
 }
@@ -131,15 +133,16 @@ def _cells(study: Study, context: str, suspect: Suspect) -> dict[str, int]:
         kept = {key: value for key, value in base.items() if "loss" not in change or not key.startswith("loss")}
         for cell, row in study.where(*free, **(kept | fixed)).to_dict("index").items():
             name = _name(start, row, change)
-            if name:
+            # Of a rate with two numbers of steps, the larger one: too few steps are no cure.
+            if name and (name not in found or row["iterations"] > study.cells["iterations"][found[name]]):
                 found[name] = int(str(cell))
     return found
 
 
 def _name(start: Mapping[Any, Any], row: Mapping[Any, Any], change: Change) -> str:
     """Return the values in which a cell differs from the one it started from, as one would type them."""
-    if change is BROKEN:
-        return "loss=axon_0_6_1"
+    if change is BROKEN or change is _CLIPPED_BY_NX:
+        return "all three" if change is BROKEN else "Nx's two, with a loss that clips"
     # What follows from the rest of the change: more steps at small rates, and Axon's arithmetic.
     implied = {"iterations", *(("loss.clip_gradient",) if change.get("loss") != LOSS else ())}
     named = []

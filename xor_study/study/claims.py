@@ -696,12 +696,13 @@ def rate_explains_most(evidence: Evidence) -> Verdict:
 
 @_claim("open question", "interventions")
 def defect_explains_most(evidence: Evidence) -> Verdict:
-    """Do Axon's defects explain most of the variance of NaN, beside rate, loss, initialization, activation, optimizer?
+    """Do Axon's defects take part in most of the variance of NaN, beside rate, loss, initialization, and so on?
 
-    Yes if the largest of all terms contains the version of Axon, by itself or in an interaction. Reads the table
-    "factorial". The effect is the share of the term that explains most.
+    Yes if, crossed with the suspects, Axon's version has the largest share of the variance, alone and in interactions
+    (its total index). Reads the table "factorial". The effect is the largest such share.
     """
     table = evidence.tables["factorial"]
+    table = table[table["kind"] == "total"]
     return _explains_most(table[table["outcome"] == "nonfinite"], "version", "NaN")
 
 
@@ -713,7 +714,7 @@ def _explains_most(table: pd.DataFrame, factor: str, what: str) -> Verdict:
     clear = first["low"] > second["high"] or contains[0] == contains[1]
     verdict = ("yes" if contains[0] else "no") if clear else "undecided"
     rest = ", ".join(f"{row['term']} {percent(row['share'])}" for row in (second, *others[:2]))
-    sentence = f"{first['term']} explains {percent(first['share'])} of the variance of {what}; then come {rest}."
+    sentence = f"{first['term']}: {percent(first['share'])} of the variance of {what}; then come {rest}."
     effect = first["share"], first["low"], first["high"]
     return Verdict(verdict, *effect, "variance decomposition, bootstrap", int(first["n"]), sentence)
 
@@ -738,16 +739,25 @@ def gradients_explode(evidence: Evidence) -> Verdict:
 
 @_claim("open question", "interventions")
 def gradients_vanish(evidence: Evidence) -> Verdict:
-    """Do gradients vanish by saturation of tanh, as the article says?
+    """Do gradients vanish, as the article says?
 
-    Yes if on the sound network more than 5 % of the hidden outputs are beyond 0.99 at the end, in the median of the
-    runs. Reads the table "courses". The effect is that share, between its quartiles.
+    Yes if the runs of the failing configuration that stay finite end with a gradient below a millionth in the median,
+    no if the lower quartile is above it. It is where the failure ends: every prediction is below the clip's bound,
+    where the gradient is 0. Reads the table "courses". The effect is the median norm at the end, between its quartiles.
     """
     table = evidence.tables["courses"]
-    table = table[table["measure"] == "saturated"]
-    ends = {str(name): rows.iloc[-1] for name, rows in table.groupby("setting", sort=False)}
-    sound = ends["sound, SGD 0.01"]
-    verdict = "yes" if sound["low"] > EQUIVALENT else "no" if sound["high"] < EQUIVALENT else "undecided"
-    shares = [f"{percent(row['median'])} ({name}, {row['finite']} finite of {row['n']})" for name, row in ends.items()]
-    sentence = f"Hidden outputs beyond 0.99 at the end, in the median of the finite runs: {listed(shares)}."
-    return Verdict(verdict, sound["median"], sound["low"], sound["high"], "quartiles", int(sound["n"]), sentence)
+    ends = table.sort_values("step", kind="stable").groupby(["setting", "measure"], sort=False).last()
+    failing, sound = "Axon 0.6.1, SGD 0.01", "sound, SGD 0.01"
+    norm = ends.loc[(failing, "grad_norm")].to_dict()
+    verdict = "yes" if norm["median"] < TINY else "no" if norm["low"] > TINY else "undecided"
+    saturated = {name: ends.loc[(name, "saturated"), "median"] for name in (failing, sound)}
+    sentence = (
+        f"The gradient's norm at the end is {norm['median']:.3g} in the median of the {norm['finite']} of {norm['n']} "
+        f"failing runs that stay finite, and {ends.loc[(sound, 'grad_norm'), 'median']:.3g} of the sound ones. Hidden "
+        f"outputs beyond 0.99: {percent(saturated[failing])} and {percent(saturated[sound])}."
+    )
+    return Verdict(verdict, norm["median"], norm["low"], norm["high"], "quartiles", int(norm["finite"]), sentence)
+
+
+TINY = 1e-6
+"""A gradient's norm below which it has vanished."""

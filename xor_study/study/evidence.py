@@ -108,7 +108,8 @@ def factorial(study: Study, resamples: int = 1000) -> pd.DataFrame:
         resamples: of the bootstrap.
 
     Returns:
-        As `importance`, with a column outcome: "nonfinite" or "solved".
+        As `importance`, with columns outcome ("nonfinite" or "solved") and kind: "share" of a term, or "total", the
+        share of all terms that contain a factor (see `statistics.total_shares`).
 
     Raises:
         StudyError: if the study has not all of the design.
@@ -135,8 +136,11 @@ def factorial(study: Study, resamples: int = 1000) -> pd.DataFrame:
     factors = ("version", "loss", *FACTORIAL)
     result = []
     for outcome in ("nonfinite", "solved"):
-        table = _decomposed(runs.assign(event=runs["outcome"] == outcome), factors, "event", resamples)
-        result.append(table.assign(outcome=outcome))
+        events = runs.assign(event=runs["outcome"] == outcome)
+        table = _decomposed(events, factors, "event", resamples).assign(kind="share")
+        totals = statistics.total_shares(events, factors, "event", "seed", resamples)
+        totals = totals.rename(columns={"factor": "term"}).assign(n=len(events), kind="total")
+        result.append(pd.concat([table, totals]).assign(outcome=outcome))
     return pd.concat(result, ignore_index=True)
 
 
