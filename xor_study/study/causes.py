@@ -124,7 +124,8 @@ SUSPECTS: dict[str, Suspect] = {
 
 def _cells(study: Study, context: str, suspect: Suspect) -> dict[str, int]:
     """Return the cells of a suspect's changes to a context, by the change as one would type it."""
-    base, found = CONTEXTS[context], {}
+    base = CONTEXTS[context]
+    found: dict[str, int] = {}
     start = study.cells.to_dict("index")[study.one(**base)]
     for change in suspect.changes.get(context, suspect.changes["failing"]):
         free = [key for key, value in change.items() if value is _ANY]

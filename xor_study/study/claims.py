@@ -742,19 +742,20 @@ def gradients_vanish(evidence: Evidence) -> Verdict:
     """Do gradients vanish, as the article says?
 
     Yes if the runs of the failing configuration that stay finite end with a gradient below a millionth in the median,
-    no if the lower quartile is above it. It is where the failure ends: every prediction is below the clip's bound,
-    where the gradient is 0. Reads the table "courses". The effect is the median norm at the end, between its quartiles.
+    no if the lower quartile is above it. It is where the failure ends: predictions are beyond the clip's bound, where
+    the gradient is 0. Reads the table "courses". The effect is the median norm at the end, between its quartiles.
     """
     table = evidence.tables["courses"]
-    ends = table.sort_values("step", kind="stable").groupby(["setting", "measure"], sort=False).last()
+    ends = table.sort_values("step", kind="stable").drop_duplicates(["setting", "measure"], keep="last")
+    by_name = {(row["setting"], row["measure"]): row for row in ends.to_dict("records")}
     failing, sound = "Axon 0.6.1, SGD 0.01", "sound, SGD 0.01"
-    norm = ends.loc[(failing, "grad_norm")].to_dict()
+    norm = by_name[failing, "grad_norm"]
     verdict = "yes" if norm["median"] < TINY else "no" if norm["low"] > TINY else "undecided"
-    saturated = {name: ends.loc[(name, "saturated"), "median"] for name in (failing, sound)}
+    saturated = [percent(by_name[name, "saturated"]["median"]) for name in (failing, sound)]
     sentence = (
         f"The gradient's norm at the end is {norm['median']:.3g} in the median of the {norm['finite']} of {norm['n']} "
-        f"failing runs that stay finite, and {ends.loc[(sound, 'grad_norm'), 'median']:.3g} of the sound ones. Hidden "
-        f"outputs beyond 0.99: {percent(saturated[failing])} and {percent(saturated[sound])}."
+        f"failing runs that stay finite, and {by_name[sound, 'grad_norm']['median']:.3g} of the sound ones. Hidden "
+        f"outputs beyond 0.99: {saturated[0]} and {saturated[1]}."
     )
     return Verdict(verdict, norm["median"], norm["low"], norm["high"], "quartiles", int(norm["finite"]), sentence)
 

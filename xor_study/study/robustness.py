@@ -1,9 +1,9 @@
 """Robustness: does a verdict depend on which grid was run?
 
 Each claim is judged again on a declared family of sub-grids (`family`): windows of rates that begin later or end
-earlier by a decade or more, and grids that lack one level of a factor. A sub-grid counts for a claim if it
-lacks a cell that the claim reads and still has all that the claim needs; tables of variance shares are computed again on
-it. A claim is robust if it has the same verdict on all of them.
+earlier by a decade or more, and grids that lack one level of a factor. A sub-grid counts for a claim if it lacks a cell
+that the claim reads and still has all that the claim needs; tables of variance shares are computed again on it. A claim
+is robust if it has the same verdict on all of them.
 """
 
 from __future__ import annotations
