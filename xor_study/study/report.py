@@ -310,7 +310,7 @@ def as_markdown(page: Content) -> str:
 
 def _markdown(table: pd.DataFrame) -> list[str]:
     """Return a table of texts as lines of Markdown."""
-    rows: list[list[str]] = [list(table), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    rows: list[list[str]] = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
