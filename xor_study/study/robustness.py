@@ -16,17 +16,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from xor_study.analysis.axon import LOSS
 from xor_study.analysis.cells import Cells
-from xor_study.errors import StudyError
+from xor_study.errors import StudyError, typed
 from xor_study.study import causes, remedies
 from xor_study.study import evidence as probes
 from xor_study.study.claims import CLAIMS, Evidence, Verdict, remedies_of, suspects_of
+from xor_study.training.spec import KEYS, RunSpec
 
 FIRST_RATES, LAST_RATES = (0.001, 0.01, 0.1), (100.0, 10.0, 1.0)
 """Where windows of rates begin and end, other than at the ends of the grid."""
 
 FACTORS = ("init", "loss", "activation.hidden", "optimizer", "clip.bound", "batch", "hidden")
-"""Whose levels are left out, one at a time."""
+"""Whose levels are left out, one at a time, but for the article's own."""
 
 RESAMPLES = 200
 """Of the bootstrap of variance shares on a sub-grid, of which only the order matters."""
@@ -57,11 +59,10 @@ def family(study: Cells) -> Iterator[SubGrid]:
     )
     for factor in FACTORS:
         column = study.cells[factor].astype(object)
-        for level in dict.fromkeys(column.dropna()):
-            yield SubGrid(
-                f"without {factor}={level:g}" if isinstance(level, float) else f"without {factor}={level}",
-                (column != level).to_numpy(bool),
-            )
+        # Without the article's own network there is nothing left to compare with.
+        own = {getattr(RunSpec(), KEYS[factor]), LOSS}
+        for level in dict.fromkeys(value for value in column.dropna() if value not in own):
+            yield SubGrid(f"without {factor}={typed(level)}", (column != level).to_numpy(bool))
 
 
 def robustness(evidence: Evidence) -> pd.DataFrame:
