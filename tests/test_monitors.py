@@ -1,4 +1,4 @@
-"""Monitors: alarms precede the event, thresholds know nothing of what they are judged on, scores are counted by hand."""
+"""Monitors: alarms precede the event, thresholds know nothing of what they are judged on, scores are counts by hand."""
 
 import io
 import math
@@ -265,12 +265,11 @@ def test_intervals_cover_cells_that_differ() -> None:
     true = NormalDist().cdf(1 / math.sqrt(2 * (1 + 0.3**2)))  # the difference of two runs is normal
     covered = 0
     for _ in range(300):
-        failing, sound = (
-            shift + rng.standard_normal((12, 1)) + 0.3 * rng.standard_normal((12, 20)) for shift in (1.0441 * 0.99, 0)
-        )
+        cell, run = rng.standard_normal((2, 12, 1)), rng.standard_normal((2, 12, 20))
+        failing, sound = 1 + cell[0] + 0.3 * run[0], cell[1] + 0.3 * run[1]
         cells = np.repeat(np.arange(12), 20)
         _, low, high = monitors.area_under_roc(failing.ravel(), sound.ravel(), cells, cells + 12)
-        covered += low < 0.7602 < high
+        covered += low < true < high
     assert 0.88 <= covered / 300 <= 0.99
 
 

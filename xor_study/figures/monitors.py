@@ -43,7 +43,8 @@ def monitors(roc: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     """
     # Rows have columns of their own: only (c) needs room for words at its left.
     figure = new_figure(COLUMN, 4.5)
-    top, middle, bottom, legend = figure.subfigures(4, 1, height_ratios=[1.25, 1.5, 1.25, 0.4])
+    parts: Any = figure.subfigures(4, 1, height_ratios=[1.25, 1.5, 1.25, 0.4])
+    top, middle, bottom, legend = parts
     for axes, (target, title) in zip(top.subplots(1, 2), _TITLES.items(), strict=True):
         _roc(axes, roc[(roc["study"] == "all") & (roc["target"] == target)], title)
         counted = summary[(summary["study"] == "all") & (summary["target"] == target)].head(1)

@@ -15,6 +15,7 @@ the thresholds that the other half is judged at (cross-fitting), so every run is
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
@@ -170,10 +171,11 @@ def _settings(runs: pd.DataFrame, name: str) -> pd.Series[str]:
     Axon 0.6.1, the reported failure, is told apart from other combinations of the switches.
     """
     if name == "batching":
-        return "batch " + runs["batch"].astype(str)
+        return pd.Series([f"batch {size}" for size in runs["batch"]], index=runs.index)
     reported = np.logical_and.reduce([(runs[key].astype(object) == value) for key, value in axon.BROKEN.items()])
-    version = pd.Series(np.where(reported, f"{REPORTED} ", ""), index=runs.index)
-    return version + runs["optimizer"].astype(str) + [f" {lr:g}" for lr in runs["lr"]]
+    version = np.where(reported, f"{REPORTED} ", "")
+    names = [f"{v}{o} {lr:g}" for v, o, lr in zip(version, runs["optimizer"], runs["lr"], strict=True)]
+    return pd.Series(names, index=runs.index)
 
 
 def _watched(table: pd.DataFrame, onsets: NDArray[np.int64]) -> pd.DataFrame:
@@ -261,8 +263,11 @@ def roc(table: pd.DataFrame) -> pd.DataFrame:
 def _groups(table: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
     """Return the runs by study (or "all") and monitor, without the immediate ones."""
     judged = table[table["class"] != "immediate"]
-    groups = dict(iter(judged.groupby(["study", "monitor"], sort=False)))
-    return groups | {("all", str(monitor)): runs for monitor, runs in judged.groupby("monitor", sort=False)}
+    groups: dict[tuple[str, str], pd.DataFrame] = {}
+    for monitor, members in judged.groupby("monitor", sort=False):
+        groups |= {(str(name), str(monitor)): runs for name, runs in members.groupby("study", sort=False)}
+        groups["all", str(monitor)] = members
+    return groups
 
 
 def _scores(runs: pd.DataFrame, positives: tuple[str, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -292,16 +297,17 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         are quartiles of the steps from alarm to NaN. area is that under the ROC curve (see `area_under_roc`), in rows
         of whole studies with thresholds of their own. What is undefined, such as the precision of no alarm, is missing.
     """
-    immediate = table[table["class"] == "immediate"].groupby(["study", "monitor"]).size().to_dict()
-    for (_, monitor), number in list(immediate.items()):
-        immediate["all", monitor] = immediate.get(("all", monitor), 0) + number
+    missed = table[table["class"] == "immediate"]
+    immediate = Counter(
+        [*zip(missed["study"], missed["monitor"], strict=True), *(("all", m) for m in missed["monitor"])]
+    )
     rows = []
     for labels, runs in _judged(table):
         whole, own = labels["setting"] is None, labels["tuned_on"] == labels["study"]
         counts = runs.counts()
         if not (whole or counts["nonfinite"] or counts["broken"] or counts["alarmed_sound"]):
             continue
-        counts["immediate"] = int(immediate.get((labels["study"], labels["monitor"]), 0)) if whole else 0
+        counts["immediate"] = immediate[labels["study"], labels["monitor"]] if whole else 0
         shared = labels | counts | runs.false_alarms() | runs.lead()
         for target, positives in TARGETS.items():
             area = runs.area(positives) if whole and own else {}
@@ -319,8 +325,8 @@ class _Judged(NamedTuple):
     steps: NDArray[np.int64]
     cell: NDArray[np.int64]
 
-    def of(self, rows: NDArray[np.intp]) -> _Judged:
-        return _Judged(*(values[rows] for values in self))
+    def of(self, rows: Any) -> _Judged:
+        return _Judged._make(values[rows] for values in self)
 
     def counts(self) -> dict[str, int]:
         """Return the number of runs of each class that is judged, and of those that alarmed."""
@@ -522,7 +528,7 @@ def advice(table: pd.DataFrame) -> Advice:
         f"With Axon's loss a mean loss above {ends[0]:.3g} to {ends[1]:.3g} times its start, tuned on other cells and "
         f"seeds, warns of {_percent(row['recall'])} of failures and alarms in {_percent(1 - row['specificity'])} of "
         f"sound runs ({row['false_rate']:.2g} per 1,000 steps).",
-        *(_of_setting(setting) for setting in settings.to_dict("records")),
+        *(_of_setting(setting) for _, setting in settings.iterrows()),
     ]
     elsewhere = whole[(whole["study"] != "mechanism") & (whole["target"] == "nonfinite") & (whole["sound"] > 0)]
     if len(elsewhere):
@@ -535,7 +541,7 @@ def advice(table: pd.DataFrame) -> Advice:
     for target, word in {"nonfinite": "NaN", "failure": "NaN or divergence"}.items():
         monitors = everything[everything["target"] == target]
         if not monitors["recall"].isna().all():
-            best = monitors.loc[(monitors["recall"] + monitors["specificity"]).idxmax()]
+            best = monitors.iloc[int((monitors["recall"] + monitors["specificity"]).argmax())]
             sentences.append(
                 f"Over all studies the best monitor of {word} is {best['monitor']}: it warns of "
                 f"{_percent(best['recall'])}, and {_percent(best['precision'])} of its alarms are right."
@@ -544,7 +550,7 @@ def advice(table: pd.DataFrame) -> Advice:
     return Advice(verdict, row["recall"], row["recall_low"], row["recall_high"], failing, " ".join(sentences))
 
 
-def _of_setting(row: Mapping[str, Any]) -> str:
+def _of_setting(row: pd.Series[Any]) -> str:
     """Return how many alarms of one version, optimizer and rate mean NaN, and how long before."""
     runs = sum(row[name] for name in JUDGED)
     words = (
