@@ -3,6 +3,7 @@
 import io
 import math
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,12 @@ def synthetic() -> pd.DataFrame:
         highest = 10 ** (middle[kind] + 0.5 * rng.standard_normal())
         steps = np.sort(rng.integers(1, 800, len(monitors.THRESHOLDS)))
         rose = np.where(highest > monitors.THRESHOLDS, steps, 0)
-        row = {"study": ("mechanism", "loss")[cell // 4], "cell": cell, "half": cell % 2, "seed": 2 * number + cell % 2}
+        row: dict[str, Any] = {
+            "study": ("mechanism", "loss")[cell // 4],
+            "cell": cell,
+            "half": cell % 2,
+            "seed": 2 * number + cell % 2,
+        }
         row |= {"setting": f"sgd {0.1 * (1 + cell // 2):g}", "lr": 0.1 * (1 + cell // 2), "class": kind}
         onset = {"nonfinite": 900, "immediate": 1}.get(kind, 0)
         rows.append(row | {"onset": onset, "steps": 1000, "monitor": LOSS, "highest": highest, "rose": rose})
@@ -251,7 +257,7 @@ def test_an_roc_curve_goes_from_no_alarm_to_all(synthetic: pd.DataFrame) -> None
 def test_the_area_is_the_share_of_pairs_in_order() -> None:
     """And, where each run is a cell of its own, DeLong's variance, from the formula of its paper over all pairs."""
     rng = np.random.default_rng(4)
-    failing, sound = rng.integers(0, 9, 30) + 2.0, rng.integers(0, 9, 50).astype(float)
+    failing, sound = rng.integers(2, 11, 30).astype(float), rng.integers(0, 9, 50).astype(float)
     psi = np.array([[1.0 if f > s else 0.5 if f == s else 0.0 for s in sound] for f in failing])
     area, low, high = monitors.area_under_roc(failing, sound, np.arange(30), np.arange(30, 80))
     assert area == pytest.approx(psi.mean())
@@ -317,7 +323,7 @@ def test_the_figure_shows_every_curve_from_corner_to_corner(synthetic: pd.DataFr
     assert figure.get_size_inches()[0] <= 3.4
     assert figure.get_size_inches()[1] <= 4.5
     curve = figure.axes[0].lines[0]
-    ends = set(zip(curve.get_xdata(), curve.get_ydata(), strict=True))
+    ends = set(map(tuple, curve.get_xydata().tolist()))  # type: ignore[attr-defined]
     assert {(0.0, 0.0), (1.0, 1.0)} <= ends
     # Counts are in labels, not over curves.
     assert not [text for axes in figure.axes for text in axes.texts]
