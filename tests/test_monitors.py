@@ -323,7 +323,7 @@ def test_the_figure_shows_every_curve_from_corner_to_corner(synthetic: pd.DataFr
     assert figure.get_size_inches()[0] <= 3.4
     assert figure.get_size_inches()[1] <= 4.5
     curve = figure.axes[0].lines[0]
-    ends = set(map(tuple, curve.get_xydata().tolist()))  # type: ignore[attr-defined]
+    ends = {tuple(point) for point in np.asarray(curve.get_xydata()).tolist()}
     assert {(0.0, 0.0), (1.0, 1.0)} <= ends
     # Counts are in labels, not over curves.
     assert not [text for axes in figure.axes for text in axes.texts]
