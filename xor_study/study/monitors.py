@@ -494,8 +494,9 @@ class Advice(NamedTuple):
     sentence: str
 
 
-WARNS, QUIET, USELESS = 0.9, 0.9, 0.5
-"""The least share of failures with an alarm, the least share of sound runs without one, and what refutes either."""
+WARNS, QUIET, USELESS = 0.9, 0.95, 0.5
+"""The least share of failures with an alarm, the least share of sound runs without one, and the share of failures with
+an alarm that refutes. These are the limits that the claim had before its thresholds were judged on other cells."""
 
 JUDGED_BY = "loss above its start"
 """The monitor that the advice is judged by: every training loop has the number already."""
@@ -506,8 +507,8 @@ def advice(table: pd.DataFrame) -> Advice:
 
     It is judged by the monitor `JUDGED_BY` on the study mechanism, at thresholds tuned on other cells and seeds, for
     the target "failure". Supported if the intervals of recall and specificity lie above `WARNS` and `QUIET` and the
-    median alarm comes before NaN at each optimizer and rate that has NaN; refuted if one of these intervals lies below
-    `USELESS`; else undecided. The effect is the recall, n the number of failing runs. The sentence adds how many alarms
+    median alarm comes before NaN at each rate of Axon 0.6.1 that has NaN; refuted if the recall's interval lies below
+    `USELESS` or that of specificity below `QUIET`; else undecided. The effect is the recall, n the number of failing runs. The sentence adds how many alarms
     mean NaN and how early, by setting; how often the same thresholds alarm in sound runs of other studies; and the best
     monitor of each target over all studies, by recall plus specificity.
 
@@ -522,7 +523,7 @@ def advice(table: pd.DataFrame) -> Advice:
     settings = settings[(settings["nonfinite"] > 0) & settings["setting"].str.startswith(REPORTED)]
     warns = row["recall_low"] > WARNS and bool((settings["lead_median"] > 0).all())
     verdict = "supported" if warns and row["specificity_low"] > QUIET else "undecided"
-    verdict = "refuted" if row["recall_high"] < USELESS or row["specificity_high"] < USELESS else verdict
+    verdict = "refuted" if row["recall_high"] < USELESS or row["specificity_high"] < QUIET else verdict
     ends = sorted((row["threshold_0"], row["threshold_1"]))
     sentences = [
         f"With Axon's loss a mean loss above {ends[0]:.3g} to {ends[1]:.3g} times its start, tuned on other cells and "
