@@ -508,9 +508,11 @@ def advice(table: pd.DataFrame) -> Advice:
     It is judged by the monitor `JUDGED_BY` on the study mechanism, at thresholds tuned on other cells and seeds, for
     the target "failure". Supported if the intervals of recall and specificity lie above `WARNS` and `QUIET` and the
     median alarm comes before NaN at each rate of Axon 0.6.1 that has NaN; refuted if the recall's interval lies below
-    `USELESS` or that of specificity below `QUIET`; else undecided. The effect is the recall, n the number of failing runs. The sentence adds how many alarms
-    mean NaN and how early, by setting; how often the same thresholds alarm in sound runs of other studies; and the best
-    monitor of each target over all studies, by recall plus specificity.
+    `USELESS` or that of specificity below `QUIET`; else undecided. The effect is the recall, n the number of failing
+    runs.
+
+    The sentence adds how many alarms mean NaN and how early, by rate; how often the same thresholds alarm in sound runs
+    of other studies; and the best monitor of each target over all studies, by recall plus specificity.
 
     Args:
         table: of `summary`, fresh or read from a file; its columns tuned_on, study, setting, monitor, target, the
