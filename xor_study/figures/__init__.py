@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xor_study.figures.defects import mechanism
+    from xor_study.figures.monitors import monitors
     from xor_study.figures.postmortem import last_steps
     from xor_study.figures.single import decision_boundary, loss_curve, outcomes
     from xor_study.figures.study import (
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         importance,
         learning_rate,
         loss_curves,
-        monitors,
         precision,
         symptom,
         time_to_solve,
@@ -56,6 +56,7 @@ _MODULES = {
     "last_steps": "postmortem",
     "decision_boundary": "single",
     "loss_curve": "single",
+    "monitors": "monitors",
     "outcomes": "single",
     "save": "style",
 }

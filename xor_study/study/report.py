@@ -46,9 +46,10 @@ CAPTIONS = {
     "the logits from which p rounds to 1: p log 2 or (p + 1) log 2 of p significant bits.",
     "boundaries": "Predictions of trained networks around the unit square, and the article's own picture.",
     "gradients": "Norm of the gradient and largest logit over time: medians and quartiles.",
-    "monitors": "Early warnings of NaN. (a) to (c) Share of failures that a monitor detects before they happen, "
-    "against the share of sound runs with a false alarm, over all thresholds, by study. (d) Steps between alarm and "
-    "NaN at a threshold with few false alarms.",
+    "monitors": "Early warnings. (a), (b) Share of the runs that go to NaN, or that go to NaN or stay broken, with an "
+    "alarm before, against the share of all other runs with an alarm, over all thresholds. (c) to (e) Thresholds are "
+    "tuned on the study mechanism, on half of cells and seeds, and judged on the other half: bars are Wilson's 95 % "
+    "intervals in (c) and (d), quartiles in (e); dashed lines in (d) are the share of all runs that go to NaN.",
     "fixes": "The effect of every claim with its 95 % interval.",
     "importance": "Share of the variance of success that each factor explains on sound networks, alone and in pairs; "
     "bootstrap intervals over seeds.",
