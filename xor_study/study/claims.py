@@ -21,7 +21,7 @@ from xor_study.analysis.axon import ADAM, BROKEN, NEWEST, PLATEAU, SETTINGS
 from xor_study.analysis.cells import Study
 from xor_study.analysis.statistics import Effect, difference_over_levels, holm, wilson
 from xor_study.errors import StudyError
-from xor_study.study import causes, remedies
+from xor_study.study import causes, monitors, remedies
 from xor_study.study.effects import difference, steps_between
 from xor_study.study.wording import later, listed, more, of, percent, plural, rates, total
 from xor_study.training.spec import RunSpec
@@ -582,28 +582,14 @@ def _soonest(study: Study) -> str:
     )
 
 
-@_claim("advice", "mechanism,loss,precision")
+@_claim("advice", "mechanism,learning_rate,batching,precision,loss")
 def advice_monitoring(evidence: Evidence) -> Verdict:
     """Monitor training so that numerical anomalies are seen early.
 
-    It is right about the reported failure if some monitor warns before nearly every NaN and in nearly no run that ends
-    solved. Reads the table "monitors": four monitors over the studies `mechanism`, `loss` and `precision`, at
-    thresholds chosen on half of the seeds and judged on the other. The effect is the share of NaN that the loss above
-    its start warns of in `mechanism`.
+    Reads the table "monitors"; the rule is that of `monitors.advice`.
     """
-    table = evidence.tables["monitors"].set_index(["study", "monitor"])
-    row = table.to_dict("index")["mechanism", "loss above its start"]
-    warns, quiet = row["true_low"] > 1 - 2 * EQUIVALENT, row["false_high"] < EQUIVALENT
-    verdict = "supported" if warns and quiet and row["lead_median"] > 0 else "undecided"
-    verdict = "refuted" if row["true_high"] < 0.5 or row["false_low"] > EQUIVALENT else verdict
-    most, best = max((monitor["true"], name) for name, monitor in table.loc["all"].iterrows())
-    sentence = (
-        f"With Axon's loss a mean loss above {row['threshold']:.3g} times its start warns of {percent(row['true'])} "
-        f"of NaN, {row['lead_median']:,.0f} steps ahead in the median, with {percent(row['false'])} false alarms. "
-        f"Over all failures, those of losses without guards included, the best monitor ({best}) warns of "
-        f"{percent(most)}."
-    )
-    return Verdict(verdict, row["true"], row["true_low"], row["true_high"], "Wilson", int(row["n"]), sentence)
+    judged = monitors.advice(evidence.tables["monitors"])
+    return Verdict(judged.verdict, judged.effect, judged.low, judged.high, "Wilson", judged.n, judged.sentence)
 
 
 @_claim("open question", "interventions")
