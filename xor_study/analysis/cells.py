@@ -148,6 +148,7 @@ class Cells:
         self.cells = table
         self.read: set[int] = set()
         self._kept = np.ones(len(table), bool)
+        self._masks: dict[Any, NDArray[np.bool_]] = {}
         self._unusual = ~np.array([_is_usual(table, key) for key in CELL])  # (keys, cells)
 
     def where(self, *free: str, **values: Any) -> pd.DataFrame:
@@ -164,9 +165,17 @@ class Cells:
         named = [key in wanted or key in free for key in CELL]
         chosen = self._kept & ~self._unusual[np.logical_not(named)].any(0)
         for key, value in wanted.items():
-            chosen &= self.cells[key].isin(value if isinstance(value, list | tuple) else [value]).to_numpy()
+            chosen &= self._has(key, tuple(value) if isinstance(value, list | tuple) else (value,))
         self.read.update(np.flatnonzero(chosen).tolist())
         return self.cells[chosen]
+
+    def _has(self, key: str, values: tuple[Any, ...]) -> NDArray[np.bool_]:
+        """Return which cells have one of some values, shape (cells,); computed once for all restrictions."""
+        # The types too: 1 and True are equal.
+        named = (key, values, tuple(map(type, values)))
+        if named not in self._masks:
+            self._masks[named] = self.cells[key].isin(list(values)).to_numpy()
+        return self._masks[named]
 
     def restricted(self, kept: NDArray[np.bool_]) -> Self:
         """Return the same cells with the same indices, of which `where` finds only some.

@@ -126,7 +126,7 @@ def _cells(study: Study, context: str, suspect: Suspect) -> dict[str, int]:
     """Return the cells of a suspect's changes to a context, by the change as one would type it."""
     base = CONTEXTS[context]
     found: dict[str, int] = {}
-    start = study.where(**base).to_dict("records")[0]
+    start = study.row(**base)
     for change in suspect.changes.get(context, suspect.changes["failing"]):
         free = [key for key, value in change.items() if value is _ANY]
         fixed = {key: value for key, value in change.items() if value is not _ANY}
@@ -140,7 +140,7 @@ def _cells(study: Study, context: str, suspect: Suspect) -> dict[str, int]:
     return found
 
 
-def _name(start: Mapping[Any, Any], row: Mapping[Any, Any], change: Change) -> str:
+def _name(start: pd.Series[Any], row: Mapping[Any, Any], change: Change) -> str:
     """Return the values in which a cell differs from the one it started from, as one would type them."""
     if change is BROKEN or change is _CLIPPED_BY_NX:
         return "all three" if change is BROKEN else "Nx's two, with a loss that clips"
