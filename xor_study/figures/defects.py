@@ -22,6 +22,7 @@ from xor_study.figures.style import (
     TALLEST,
     band,
     error_bars,
+    legend_below,
     new_figure,
     outcome_bar,
     outcome_legend,
@@ -41,16 +42,19 @@ def mechanism(cells: pd.DataFrame, curves: pd.DataFrame, axon_losses: pd.DataFra
     """
     study = Cells(cells)
     figure = new_figure(COLUMN, TALLEST)
-    panels: Any = figure.subfigures(2, 1, height_ratios=(2.0, 2.5))
+    panels: Any = figure.subfigures(2, 1, height_ratios=(1.9, 2.6))
     top, bottom = panels
-    n = _loss_curves(top.subplots(), study, curves, axon_losses)
+    upper = top.subplots()
+    n = _loss_curves(upper, study, curves, axon_losses)
+    legend_below(top, upper, 2)
     bars = _outcome_bars(bottom.subplots(), study)
+    outcome_legend(bottom, loc="outside lower center")
     titles = (
-        f"(a) loss (n = {n}; line: median of runs still finite, band: quartiles)",
-        f"(b) one repair at a time (n = {bars} a bar; 95 % interval of NaN)",
+        f"(a) loss (n = {n}; median of finite runs; band: quartiles)",
+        f"(b) single repairs (n = {bars} a bar; 95 % interval of NaN)",
     )
     for panel, title in zip((top, bottom), titles, strict=True):
-        panel.suptitle(title, x=0.01, ha="left", fontsize=7.5)
+        panel.suptitle(title, x=0.01, ha="left", fontsize=8)
         panel.patch.set_visible(False)  # its edge is now 0, now -0, which would be other bits in a PDF
     return figure
 
@@ -74,8 +78,7 @@ def _loss_curves(axes: Axes, study: Cells, curves: pd.DataFrame, axon_losses: pd
             axes.plot(steps, loss[steps - 1], marker, color=colour, markersize=2.6, fillstyle="none", linewidth=0)
     axes.axhline(PLATEAU, **LIMIT, label=r"theory: $-\frac{1}{2} \log(2 \epsilon)$")
     axes.plot([], [], "ks", markersize=2.6, fillstyle="none", linewidth=0, label="real Axon (circles: rate 0.01)")
-    axes.set(xscale="log", yscale="log", xlabel="step", ylabel="loss of the batch")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.42, -0.3), ncols=2, columnspacing=1, handlelength=2.4)
+    axes.set(xscale="log", yscale="log", xlabel="step", ylabel="batch loss")
     return int(n)
 
 
@@ -102,8 +105,7 @@ def _outcome_bars(axes: Axes, study: Cells) -> int:
             y += 1
         y += 1.3
     axes.set(xlim=(0, 1), ylim=(y - 1.7, -1.7), xlabel="share of runs")
-    axes.set_yticks(list(ticks), list(ticks.values()), fontsize=6.5)
-    outcome_legend(axes, loc="upper center", bbox_to_anchor=(0.35, -0.2))
+    axes.set_yticks(list(ticks), list(ticks.values()), fontsize=5.5)
     return int(min(counts))
 
 
@@ -117,11 +119,13 @@ def anatomy(table: pd.DataFrame) -> Figure:
     corners = table.rename(columns={"sigmoid_gradient": "slope"})
     corners["corner"] = table["x1"].astype(str) + table["x2"].astype(str)
     figure, (upper, lower) = subplots(2, 1, height=3.4, sharex=True, height_ratios=(1, 1.2))
-    upper.axhline(-OVERFLOW, **LIMIT, label=f"$z = {-OVERFLOW:.2f}$:\n$e^{{-z}} = \\infty$\nbelow")
+    upper.axhline(-OVERFLOW, **LIMIT)
+    below: dict[str, Any] = {"va": "top", "fontsize": 7}
+    upper.text(table["step"].min(), -1.3 * OVERFLOW, rf"below {-OVERFLOW:.2f}, $e^{{-z}} = \infty$", **below)
     logits(upper, corners)
     corner = factors(lower, corners)
-    upper.set_title(f"(a) logits of the four corners, NaN at step {table['step'].max():,}")
-    lower.set_title(f"(b) what the gradient of corner {corner} is made of")
+    upper.set_title(f"(a) logits; NaN at step {table['step'].max():,}")
+    lower.set_title(f"(b) gradient of corner {corner}, and its factors")
     lower.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     lower.set_xlabel("step of one run of Axon 0.6.1")
     return figure

@@ -61,7 +61,7 @@ def factors(axes: Axes, corners: pd.DataFrame) -> str:
     finite = np.concatenate([size[np.isfinite(size) & (size > 0)] for size in shown.values()])
     low, high = (min(finite.min(), 1e-3), max(finite.max(), 1.0)) if len(finite) else (1e-3, 1.0)
     edge = high * (high / low) ** 0.25
-    for (column, size), colour in zip(shown.items(), LEVEL_COLOURS, strict=False):
+    for (column, size), colour in zip(shown.items(), LEVEL_COLOURS[4:], strict=False):
         label, marker = _FACTORS[column]
         style: dict[str, Any] = {"marker": marker, "color": colour}
         axes.plot(rows["step"], size.where(np.isfinite(size)), label=label, markersize=2.5, linewidth=0.8, **style)

@@ -36,7 +36,7 @@ def last_steps(
     titles = ["loss", "the last steps"]
     if len(corners):
         logits(axes[2], corners)
-        titles += ["logits of the four corners", f"what the gradient of corner {factors(axes[3], corners)} is made of"]
+        titles += ["logits of the corners", f"gradient of corner {factors(axes[3], corners)}, and its factors"]
         for ax in axes[1:3]:
             ax.sharex(axes[3])
             ax.tick_params(axis="x", labelbottom=False)

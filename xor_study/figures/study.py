@@ -87,8 +87,8 @@ def symptom(table: pd.DataFrame) -> Figure:
     upper.plot(example["step"], example["example"], color="black", linewidth=0.9, linestyle="--", label=label)
     upper.plot(example["step"].iloc[-1], example["example"].iloc[-1], "X", color="black", markersize=5)
     upper.axhline(0.77, **LIMIT, label="0.77, which the report prints")
-    ticks = [0.5, 1, 2, 5]
-    upper.set(xscale="log", yscale="log", ylabel="mean of all losses so far")
+    ticks = [0.5, 1, 2, 5, 10]
+    upper.set(xscale="log", yscale="log", ylabel="mean of all losses so far", ylim=(0.5, 30))
     upper.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     upper.minorticks_off()
     upper.set_title(f"Axon 0.6.1, SGD at its default rate ({count_words(table['n'])})")
@@ -116,8 +116,8 @@ def learning_rate(cells: pd.DataFrame) -> Figure:
     names = list(dict.fromkeys(sound["optimizer"]))
     styles = dict(zip(map(value_words, names), level_styles("optimizer", names), strict=True))
     share_curves(upper, sound.assign(label=sound["optimizer"].map(value_words)), "lr", "solved", styles)
-    upper.set_title(f"(a) sound networks ({count_words(sound['n'])}; bands: 95 % intervals)")
-    broken, adam = study.where("lr", "optimizer", **BROKEN), {"linestyle": "--", "marker": "s"}
+    upper.set_title(f"(a) sound networks ({count_words(sound['n'])})")
+    broken, adam = study.where("lr", "optimizer", **BROKEN), {"linestyle": "--", "marker": "s", "markersize": 6, "fillstyle": "none"}
     tables = {
         "Axon 0.6.1, SGD": (broken[broken["optimizer"] == "sgd"], {"color": BROKEN_COLOUR, "marker": "o"}),
         "Axon 0.6.1, Adam": (broken[broken["optimizer"] == ADAM], {"color": BROKEN_COLOUR} | adam),
@@ -135,7 +135,7 @@ def learning_rate(cells: pd.DataFrame) -> Figure:
     lower.set_title(f"(b) networks that go to NaN ({count_words(shown['n'])})")
     for axes, below in ((upper, -0.3), (lower, -0.36)):
         log_rates(axes, shown["lr"])
-        axes.set(xlabel="learning rate", xlim=(shown["lr"].min() / 1.5, shown["lr"].max() * 1.5))
+        axes.set(xlabel="learning rate (bands: 95 % intervals)", xlim=(shown["lr"].min() / 1.5, shown["lr"].max() * 1.5))
         columns = 3 if axes is upper else 2
         where: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.45, below)}
         axes.legend(ncols=columns, columnspacing=1, handlelength=2.4, **where)
@@ -162,11 +162,11 @@ def heatmaps(cells: pd.DataFrame) -> Figure:
         "(b) loss": (losses, "loss"),
         "(c) hidden activation": (study.where("lr", "activation.hidden"), "activation.hidden"),
     }
-    rates = {f"{rate:g}": rate for rate in (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)}
+    rates = {f"$10^{{{power}}}$": 10.0**power for power in range(-3, 3)}
     heights = [table[key].nunique() for table, key in panels.values()]
     figure, grid = subplots(3, 2, height=4.5, height_ratios=heights, sharex="col", sharey="row")
     for axes, (title, (table, key)) in zip(grid, panels.items(), strict=True):
-        table = table[table["lr"].isin(rates.values())]
+        table = table[table["lr"].isin(list(rates.values()))]
         ticks = {"x": rates, "y": {value_words(level): level for level in dict.fromkeys(table[key])}}
         meshes = [
             heat_map(ax, table, "lr", key, outcome, ticks)
@@ -176,7 +176,7 @@ def heatmaps(cells: pd.DataFrame) -> Figure:
         axes[0].tick_params(axis="y", labelsize=6)
         axes[1].tick_params(axis="y", labelleft=False)
     for column, outcome in enumerate(("solved", "nonfinite")):
-        grid[-1, column].tick_params(axis="x", labelsize=6)
+        grid[-1, column].tick_params(axis="x", labelsize=5)
         shares_bar(figure, meshes[column], grid[:, column], outcome)
     figure.supxlabel("learning rate (hatched: not run)", fontsize=8)
     return figure
@@ -206,7 +206,7 @@ def loss_curves(cells: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     lines |= {f"Adam, rate {settings['lr']:g}": tables[study.one(**settings)]}
     loss_bands(lower, lines, [*styles[:-1], adam])
     lower.set_title(f"(b) Axon 0.6.1 ({count_words(cells['n'].iloc[broken])})")
-    lower.set_xlabel("step (lines: median of runs still finite; bands: quartiles)")
+    lower.set_xlabel("step (median of runs still finite; bands: quartiles)")
     handles = {label: handle for axes in (upper, lower) for handle, label in zip(*_handles(axes), strict=True)}
     figure.legend(list(handles.values()), list(handles), ncols=3, loc="outside lower center", columnspacing=1)
     return figure
@@ -233,14 +233,15 @@ def precision(onsets: pd.DataFrame) -> Figure:
         _distribution(axes, table["logit"], "at the NaN", color=NAN)
         bits = rounding_bits(name)
         axes.axvline(rounding_logit(name), **LIMIT, label=r"$p$ rounds to 1")
-        axes.set_title(f"({letter}) {name} (n = {len(table):,})\n     ${bits} \\log 2 = {rounding_logit(name):.1f}$")
-        axes.set_xscale("symlog", linthresh=1)
-        axes.set(xlim=(-20, 700), ylim=(0, 1.02), xticks=[-10, 0, 10, 100], yticks=[0, 0.5, 1])
-        axes.set_xticklabels(["-10", "0", "10", "100"])
+        axes.set_title(f"({letter}) {name} (n = {len(table):,})\n${bits} \\log 2 = {rounding_logit(name):.1f}$")
+        axes.set_xscale("symlog", linthresh=5)
+        axes.set(xlim=(-600, 800), ylim=(0, 1.02), yticks=[0, 0.5, 1])
+        axes.set_xticks([-100, 0, 10, 100], ["-100", "0", "10", "100"])
         axes.xaxis.set_minor_locator(NullLocator())
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
-    figure.supxlabel(r"largest logit $z$ in the batch", fontsize=8)
+    for axes in grid[-1]:
+        axes.set_xlabel("largest logit $z$")
     figure.supylabel("share of runs at or below", fontsize=8)
     legend_below(figure, grid[0, 0], 3)
     return figure
@@ -260,7 +261,7 @@ def boundaries(panels: pd.DataFrame) -> Figure:
         panels: of `evidence.panels`.
     """
     names = list(dict.fromkeys(panels["panel"]))
-    figure, grid = subplots(2, 3, height=2.7)
+    figure, grid = subplots(2, 3, height=2.5)
     for axes, name, letter in zip(grid.flat, names, "abcdef", strict=True):
         table = panels[panels["panel"] == name]
         wide = table.pivot(index="x2", columns="x1", values="prediction")
@@ -293,10 +294,11 @@ def gradients(courses: pd.DataFrame) -> Figure:
     upper.set_yscale("symlog", linthresh=1e-6)
     upper.set(ylim=(-1e-7, 1e6), yticks=[0, 1e-6, 1e-4, 1e-2, 1, 1e2, 1e4, 1e6])
     upper.yaxis.set_minor_locator(NullLocator())
-    upper.set_title(f"(a) gradient ({count_words(courses['n'])}; lines: median, bands: quartiles)")
-    label = rf"$|z| = {OVERFLOW:.2f}$: beyond, $e^{{|z|}}$ is infinite in float32"
-    lower.axhline(OVERFLOW, **LIMIT, label=label)
-    lower.set(yscale="log", xlabel="step", ylabel="largest logit $|z|$", title="(b) logits")
+    upper.set_title(f"(a) gradient ({count_words(courses['n'])})")
+    lower.axhline(OVERFLOW, **LIMIT)
+    lower.text(1, 1.15 * OVERFLOW, rf"above {OVERFLOW:.2f}, $e^{{|z|}}$ is infinite in float32", va="bottom", fontsize=7)
+    lower.set(yscale="log", ylabel="largest logit $|z|$", title="(b) logits", ylim=(None, 400))
+    lower.set_xlabel("step (lines: medians; bands: quartiles)")
     legend_below(figure, lower, 2, columnspacing=0.8, handlelength=2.0)
     return figure
 
@@ -381,7 +383,7 @@ def time_to_solve(survival: pd.DataFrame) -> Figure:
     styles = [_of_setting(name) | {"linestyle": STROKES[number]} for number, name in enumerate(settings)]
     survival_curves(axes, survival, {name: sentence_words(name) for name in settings}, styles)
     axes.set_title(f"sound network ({count_words(survival['n'])}; bands: 95 % intervals)")
-    axes.set_xlabel("step (vertical bar: runs not solved when training ended)")
+    axes.set_xlabel("step (vertical bar: end of training)")
     legend_below(figure, axes, 3)
     return figure
 

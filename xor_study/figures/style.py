@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Patch
 
 from xor_study.files import write_atomically
@@ -167,12 +167,12 @@ def _names(key: str) -> list[str]:
 
 def shades(colour: str) -> Colormap:
     """Return a scale from almost white over a colour to almost black; it is even in grey too."""
-    return LinearSegmentedColormap.from_list(f"to {colour}", ["#f7f7f7", colour, _darker(colour)])
+    return LinearSegmentedColormap.from_list(f"to {colour}", [(0.0, "#f7f7f7"), (0.6, colour), (1.0, _darker(colour))])
 
 
 def _darker(colour: str) -> str:
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
-    return f"#{red // 4:02x}{green // 4:02x}{blue // 4:02x}"
+    return f"#{red // 3:02x}{green // 3:02x}{blue // 3:02x}"
 
 
 PREDICTIONS = LinearSegmentedColormap.from_list("predictions", ["#f7fbff", "#6baed6", "#08306b"])
@@ -223,7 +223,7 @@ def outcome_bar(axes: Axes, y: float, shares: Mapping[Any, float], left: float =
         left += part
 
 
-def outcome_legend(owner: Figure | Axes, **where: Any) -> None:
+def outcome_legend(owner: FigureBase | Axes, **where: Any) -> None:
     """Add a legend of the outcomes' colours and hatches to a figure or to axes."""
     edge: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.4}
     handles = [
@@ -233,8 +233,8 @@ def outcome_legend(owner: Figure | Axes, **where: Any) -> None:
     owner.legend(handles=handles, ncols=4, columnspacing=1, handlelength=1.2, **where)
 
 
-def legend_below(figure: Figure, source: Axes, columns: int, **options: Any) -> None:
-    """Add the legend of some axes below all of a figure."""
+def legend_below(figure: FigureBase, source: Axes, columns: int, **options: Any) -> None:
+    """Add the legend of some axes below all of a figure, or of a part of it."""
     handles = source.get_legend_handles_labels()
     options = {"columnspacing": 1.0, "handlelength": 2.2, **options}
     figure.legend(*handles, ncols=columns, loc="outside lower center", **options)

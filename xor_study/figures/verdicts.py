@@ -13,7 +13,6 @@ from matplotlib.ticker import MaxNLocator
 from xor_study.figures.style import (
     BROKEN_COLOUR,
     GREY,
-    LIMIT,
     NAN,
     SOLVED,
     SOUND,
@@ -50,17 +49,20 @@ def remedies(table: pd.DataFrame) -> Figure:
     table = table.assign(rank=table["word"].map(order).fillna(len(order)).where(~reported, -1))
     rows = table.sort_values("rank", kind="stable").reset_index(drop=True)
     y, groups = _rows(rows)
-    figure, axes = subplots(1, 4, height=min(0.125 * (y[-1] + 1) + 1.25, TALLEST), sharey=True)
+    height = min(0.125 * (y[-1] + 1) + 1.25, TALLEST)
+    figure, axes = subplots(1, 4, height=height, sharey=True, width_ratios=(1, 1, 1, 1.2))
     panels = (("nan", NAN, "X"), ("solved", SOLVED, "o"), ("sound_solved", SOLVED, "o"))
     for ax, (column, colour, marker) in zip(axes, panels, strict=False):
         _dots(ax, y, rows, column, {"color": colour, "marker": marker})
         ax.set(xlim=(-0.08, 1.08), xticks=[0, 1])
+        ax.set_xlabel("share", fontsize=7)
     for word, style in SOUND_MARKS.items():
         chosen = (rows["sound_word"] == word).to_numpy()
         _dots(axes[3], y[chosen], rows[chosen], "sound_steps", style, label=word)
     axes[3].axvline(0, color="black", linewidth=0.5)
     axes[3].xaxis.set_major_locator(MaxNLocator(2))
-    titles = ("NaN,\nfailing", "solved,\nfailing", "solved,\nsound", "steps later,\nsound")
+    axes[3].set_xlabel("later", fontsize=7)
+    titles = ("NaN,\nfailing", "solved,\nfailing", "solved,\nsound", "steps,\nsound")
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title, fontsize=7)
         ax.grid(axis="y", color="#dddddd", linewidth=0.4)
@@ -70,8 +72,8 @@ def remedies(table: pd.DataFrame) -> Figure:
     for label in axes[0].get_yticklabels()[len(y) :]:
         label.set_fontweight("bold")
     axes[0].set_ylim(y[-1] + 0.7, min([*y, *groups.values()]) - 0.7)
-    figure.supxlabel("share of runs (left three); median of pairs (right); 95 % intervals", fontsize=7)
-    legend_below(figure, axes[3], 4, title="effect on the sound network", handlelength=1)
+    title = "effect on the sound network (lines: 95 % intervals)"
+    legend_below(figure, axes[3], 4, title=title, handlelength=1)
     return figure
 
 
@@ -120,7 +122,7 @@ def suspects(table: pd.DataFrame) -> Figure:
         ax.set_title(title, fontsize=7)
         ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         ax.set_xlim(min(-0.08, rows[f"{column}_low"].min() - 0.05), 1.08)
-        ax.axvline(0, **LIMIT)
+        ax.axvline(0, color="black", linewidth=0.5)
         ax.grid(axis="y", color="#dddddd", linewidth=0.4)
         ax.tick_params(axis="y", length=0)
         ax.tick_params(axis="x", labelsize=6)

@@ -53,7 +53,6 @@ WORDS = {
     "he_uniform": "He uniform",
     "he_normal": "He normal",
     "torch_default": "PyTorch's default",
-    "full": "constant",
     "binary_cross_entropy": "binary cross-entropy",
     "binary_cross_entropy_with_logits": "cross-entropy on logits",
     "binary_cross_entropy_naive": "cross-entropy, unguarded",
@@ -76,6 +75,7 @@ WORDS = {
 """What a choice or an outcome is called where it is more than its name with blanks."""
 
 _OTHERWISE = {
+    ("init", "full"): "constant",
     ("clip", "none"): "no clipping",
     ("clip", "value"): "clipping by value",
     ("clip", "norm"): "clipping by norm",
@@ -146,7 +146,7 @@ def term_words(term: str) -> str:
         >>> term_words("optimizer x lr")
         'optimizer × learning rate'
     """
-    return " × ".join(key_words(key) for key in term.split(" x "))
+    return "three or more" if term == "higher order" else " × ".join(key_words(key) for key in term.split(" x "))
 
 
 def sentence_words(text: str) -> str:
