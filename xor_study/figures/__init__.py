@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from xor_study.figures.style import save
     from xor_study.figures.sweep import heat_map, loss_by_level, rate_curves, solved_by_level
     from xor_study.figures.verdicts import remedies, suspects
-    from xor_study.figures.words import setting_words
+    from xor_study.figures.words import run_title
 
 FIGURES: dict[str, tuple[str, ...]] = {
     "symptom": ("symptom",),
@@ -68,8 +68,8 @@ _MODULES = {
     "rate_curves": "sweep",
     "solved_by_level": "sweep",
     "remedies": "verdicts",
+    "run_title": "words",
     "suspects": "verdicts",
-    "setting_words": "words",
 }
 """Where the others than the study's are, or one of another name."""
 
@@ -93,8 +93,8 @@ __all__ = [
     "precision",
     "rate_curves",
     "remedies",
+    "run_title",
     "save",
-    "setting_words",
     "solved_by_level",
     "suspects",
     "symptom",

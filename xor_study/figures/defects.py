@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,12 +43,12 @@ def mechanism(cells: pd.DataFrame, curves: pd.DataFrame, axon_losses: pd.DataFra
     """
     study = Cells(cells)
     figure = new_figure(COLUMN, TALLEST)
-    panels: Any = figure.subfigures(2, 1, height_ratios=(1.9, 2.6))
+    panels: Any = figure.subfigures(2, 1, height_ratios=(2.6, 1.9))
     top, bottom = panels
     upper = top.subplots()
     n = _loss_curves(upper, study, curves, axon_losses)
     legend_below(top, upper, 2)
-    bars = _outcome_bars(bottom.subplots(), study)
+    bars = _outcome_bars(bottom.subplots(1, 3, sharey=True), study)
     outcome_legend(bottom, loc="outside lower center")
     titles = (
         f"(a) loss (n = {n}; median of finite runs; band: quartiles)",
@@ -82,8 +83,8 @@ def _loss_curves(axes: Axes, study: Cells, curves: pd.DataFrame, axon_losses: pd
     return int(n)
 
 
-def _outcome_bars(axes: Axes, study: Cells) -> int:
-    """Draw the outcomes with each repair in each setting and return how many runs a bar is of, at least."""
+def _outcome_bars(panels: Sequence[Axes], study: Cells) -> int:
+    """Draw the outcomes with each repair, a panel for each setting, and return how many runs a bar is of, at least."""
     visible, clip, sigmoid = ({switch: REPAIRED[switch]} for switch in SWITCHES)
     repairs = {
         "as in 0.6.1": {},
@@ -92,20 +93,18 @@ def _outcome_bars(axes: Axes, study: Cells) -> int:
         "visible logits": visible,
         "all three": REPAIRED,
     }
-    ticks, y, counts = {}, 0.0, []
-    for setting, values in SETTINGS.items():
-        axes.text(0, y - 0.55, setting, va="bottom", fontweight="bold", fontsize=7)
-        for label, repaired in repairs.items():
+    counts = []
+    for axes, (setting, values) in zip(panels, SETTINGS.items(), strict=True):
+        for y, repaired in enumerate(repairs.values()):
             row = study.row(**BROKEN | repaired | values)
             outcome_bar(axes, y, row.to_dict())
             spread = error_bars([1 - row["nonfinite_high"]], [1 - row["nonfinite"]], [1 - row["nonfinite_low"]])
             axes.errorbar(1 - row["nonfinite"], y, xerr=spread, color="black", capsize=1.5, linewidth=0.8)
             counts.append(row["n"])
-            ticks[y] = label
-            y += 1
-        y += 1.3
-    axes.set(xlim=(0, 1), ylim=(y - 1.7, -1.7), xlabel="share of runs")
-    axes.set_yticks(list(ticks), list(ticks.values()), fontsize=5.5)
+        axes.set(xlim=(0, 1), ylim=(len(repairs) - 0.5, -0.5), title=setting)
+        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    panels[0].set_yticks(range(len(repairs)), list(repairs))
+    panels[1].set_xlabel("share of runs")
     return int(min(counts))
 
 

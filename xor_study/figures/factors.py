@@ -20,11 +20,11 @@ CORNERS: dict[str, dict[str, Any]] = {
 """Style of each corner: hollow marks from large to small, so that none is hidden where they coincide."""
 
 _FACTORS = {
-    "prediction": (r"$|p|$", "o"),
-    "upstream": (r"$|\partial L/\partial p|$", "s"),
-    "slope": (r"$|\partial p/\partial z|$", "D"),
-    "exponential": (r"$e^{-z}$", "v"),
-    "gradient": (r"$|\partial L/\partial z|$", "^"),
+    "prediction": (r"$|p|$", "o", LEVEL_COLOURS[4]),
+    "upstream": (r"$|\partial L/\partial p|$", "s", LEVEL_COLOURS[5]),
+    "slope": (r"$|\partial p/\partial z|$", "D", LEVEL_COLOURS[6]),
+    "exponential": (r"$e^{-z}$", "v", LEVEL_COLOURS[7]),
+    "gradient": (r"$|\partial L/\partial z|$", "^", "black"),
 }
 
 
@@ -61,10 +61,12 @@ def factors(axes: Axes, corners: pd.DataFrame) -> str:
     finite = np.concatenate([size[np.isfinite(size) & (size > 0)] for size in shown.values()])
     low, high = (min(finite.min(), 1e-3), max(finite.max(), 1.0)) if len(finite) else (1e-3, 1.0)
     edge = high * (high / low) ** 0.25
-    for (column, size), colour in zip(shown.items(), LEVEL_COLOURS[4:], strict=False):
-        label, marker = _FACTORS[column]
+    for column, size in shown.items():
+        label, marker, colour = _FACTORS[column]
         style: dict[str, Any] = {"marker": marker, "color": colour}
-        axes.plot(rows["step"], size.where(np.isfinite(size)), label=label, markersize=2.5, linewidth=0.8, **style)
+        # The prediction hardly differs from its slope where both are small: a larger hollow mark shows around the other.
+        mark: dict[str, Any] = {"markersize": 6, "fillstyle": "none"} if column == "prediction" else {"markersize": 2.5}
+        axes.plot(rows["step"], size.where(np.isfinite(size)), label=label, linewidth=0.8, **mark, **style)
         infinite = rows["step"][np.isinf(size)]
         axes.plot(infinite, np.full(len(infinite), edge), linestyle="", markersize=5, clip_on=False, **style)
         for step in infinite[:1]:

@@ -354,16 +354,17 @@ def monitors(roc: pd.DataFrame, summary: pd.DataFrame) -> Figure:
 
 
 @styled()
-def importance(table: pd.DataFrame) -> Figure:
+def importance(table: pd.DataFrame, of: str = "success on sound networks") -> Figure:
     """Draw the share of the variance of success that each factor explains, alone and in pairs.
 
     Args:
         table: of `evidence.importance` or `statistics.decomposition`, with a column n, the runs read.
+        of: what varies.
     """
     figure, axes = subplots(height=min(0.17 * len(table) + 0.9, 4.5))
     variance_bars(axes, table)
     figure.suptitle(
-        f"variance of success on sound networks\n(n = {table['n'].iloc[0]:,} runs; bars: 95 % intervals)",
+        f"variance of {of}\n(n = {table['n'].iloc[0]:,} runs; bars: 95 % intervals)",
         x=0.01,
         ha="left",
         fontsize=8,

@@ -83,6 +83,9 @@ _OTHERWISE = {
 }
 """Values that mean something else with another key."""
 
+RUN_KEYS = ("optimizer", "lr", "loss", "seed")
+"""What the title of a run names."""
+
 _PLAIN = ("lr", "gain", "bias", "hidden", "batch", "dtype", "epochs", "iterations", "seed")
 """Keys whose values say nothing without them."""
 
@@ -167,3 +170,16 @@ def count_words(counts: Any) -> str:
     """
     low, high = int(min(counts)), int(max(counts))
     return f"n = {low:,}" if low == high else f"n = {low:,} to {high:,}"
+
+
+def run_title(run: Mapping[Any, Any]) -> str:
+    """Return what a run is and how it ended.
+
+    Args:
+        run: a row of `runs.csv`.
+
+    Example:
+        >>> run_title({"optimizer": "sgd", "lr": 0.01, "loss": "huber", "seed": 3, "outcome": "nonfinite"})
+        'SGD, learning rate 0.01, Huber, seed 3: NaN'
+    """
+    return f"{setting_words({key: run[key] for key in RUN_KEYS})}: {value_words(run['outcome'])}"

@@ -49,7 +49,7 @@ def show(folder: Path, *, figure: bool = False) -> None:
     from xor_study.analysis.cells import cells, keys_of
     from xor_study.sweeps import records, terminal
 
-    runs = _runs(folder)
+    runs = runs_of(folder)
     try:
         about = json.loads((folder / records.PLAN).read_text())
         axes, command = [str(axis) for axis in about["axes"]], str(about["command"])
@@ -78,10 +78,15 @@ def compare(one: Path, other: Path) -> None:
     from xor_study.analysis.cells import compared
     from xor_study.sweeps import terminal
 
-    terminal.show_comparison(one, other, *compared(_runs(one), _runs(other)))
+    terminal.show_comparison(one, other, *compared(runs_of(one), runs_of(other)))
 
 
-def _runs(folder: Path) -> pd.DataFrame:
+def runs_of(folder: Path) -> pd.DataFrame:
+    """Return the runs of a folder.
+
+    Raises:
+        StudyError: if it holds no table of runs.
+    """
     from xor_study.sweeps import records
 
     path = folder / records.RUNS
