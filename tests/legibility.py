@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,53 +13,41 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 
 SLACK = 1.0
 """Pixels that may overlap: extents have the room of the line above and below the letters."""
 
 
 def texts(figure: Figure) -> list[Text]:
-    """Return the texts that are drawn, in no order."""
-    found = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
-    return [text for text in found if _drawn(text, figure)]
-
-
-def _drawn(text: Text, figure: Figure) -> bool:
-    """Return whether a text is drawn: ticks outside of the limits and those of axes that are off are not."""
+    """Return the texts that are drawn: not those of invisible axes, and not of ticks outside of the limits."""
+    hidden: set[Text] = set()
     for axes in figure.findobj(Axes):
-        if not axes.get_visible() and text in axes.findobj(Text):
-            return False
+        if not axes.get_visible():
+            hidden |= set(axes.findobj(Text))
         for axis in (axes.xaxis, axes.yaxis):
-            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
-                if text in (tick.label1, tick.label2):
-                    low, high = sorted(axis.get_view_interval())
-                    shown = tick in axis._update_ticks()
-                    return shown and low - 1e-12 <= tick.get_loc() <= high + 1e-12
-    return True
-
-
-def boxes(figure: Figure) -> list[tuple[str, Bbox]]:
-    """Return the extents of all texts that are drawn, in pixels."""
-    figure.canvas.draw()
-    renderer = figure.canvas.get_renderer()
-    return [(text.get_text(), text.get_window_extent(renderer)) for text in texts(figure)]
+            shown = set(axis._update_ticks())
+            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            hidden |= {label for tick in ticks if tick not in shown for label in (tick.label1, tick.label2)}
+            hidden |= {label for tick in ticks for label in (tick.label1, tick.label2) if not tick.get_visible()}
+    return [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible() and text not in hidden]
 
 
 def problems(figure: Figure) -> list[str]:
     """Return what a reader of the figure would stumble over, a line each."""
-    shown = boxes(figure)
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()
+    shown = [(text.get_text(), text.get_window_extent(renderer)) for text in texts(figure)]
     return [*_outside(figure, shown), *_overlaps(shown), *_over_data(figure), *_internal(shown), *_legends(figure)]
 
 
-def _outside(figure: Figure, shown: list[tuple[str, Bbox]]) -> Iterator[str]:
+def _outside(figure: Figure, shown: list[tuple[str, Any]]) -> Iterator[str]:
     width, height = figure.canvas.get_width_height()
     for text, box in shown:
         if box.x0 < -SLACK or box.y0 < -SLACK or box.x1 > width + SLACK or box.y1 > height + SLACK:
             yield f"outside: {text!r}"
 
 
-def _overlaps(shown: list[tuple[str, Bbox]]) -> Iterator[str]:
+def _overlaps(shown: list[tuple[str, Any]]) -> Iterator[str]:
     for (one, a), (other, b) in itertools.combinations(shown, 2):
         wide, high = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
         if wide > SLACK and high > SLACK:
@@ -71,23 +60,31 @@ def _over_data(figure: Figure) -> Iterator[str]:
     for axes in figure.findobj(Axes):
         inside = [(text.get_text(), text.get_window_extent(renderer)) for text in axes.texts if text.get_text()]
         legend = axes.get_legend()
-        if legend is not None:
-            inside.append(("legend", legend.get_window_extent(renderer)))
+        inside += [("legend", legend.get_window_extent(renderer))] if legend is not None else []
         for line in axes.lines:
-            points = axes.transData.transform(np.column_stack([line.get_xdata(), line.get_ydata()]).astype(float))
-            if line.get_transform() != axes.transData or len(points) == 0:
-                continue
-            if line.get_linestyle() != "None":
-                points = np.concatenate([a + (b - a) * np.linspace(0, 1, 40)[:, None] for a, b in itertools.pairwise(points)] or [points])
+            points = _points(axes, line)
             for text, box in inside:
                 covered = (points > (box.x0 + SLACK, box.y0 + SLACK)) & (points < (box.x1 - SLACK, box.y1 - SLACK))
                 if covered.all(axis=1).any():
                     yield f"covers data: {text!r} over {line.get_label()!r}"
 
 
-def _internal(shown: list[tuple[str, Bbox]]) -> Iterator[str]:
+def _points(axes: Axes, line: Any) -> np.ndarray:
+    """Return points along a line in pixels, shape (points, 2)."""
+    data = np.column_stack([line.get_xdata(), line.get_ydata()]).astype(float)
+    if len(data) == 0 or line.get_transform() != axes.transData:
+        return np.zeros((0, 2))
+    points = axes.transData.transform(data)
+    if line.get_linestyle() == "None" or len(points) == 1:
+        return points
+    return np.concatenate([a + (b - a) * np.linspace(0, 1, 40)[:, None] for a, b in itertools.pairwise(points)])
+
+
+def _internal(shown: list[tuple[str, Any]]) -> Iterator[str]:
+    """Yield texts with names of the code, and mathematics that is not set as such."""
     for text, _ in shown:
-        if re.search(r"\w_\w", re.sub(r"\$[^$]*\$", "", text)) or re.search(r"\be\^|e-0", text.replace("$", "") if "$" not in text else ""):
+        words = re.sub(r"\$[^$]*\$", "", text)
+        if re.search(r"\w_\w|\^|\de[-+]?\d", words):
             yield f"internal name: {text!r}"
 
 
@@ -100,19 +97,26 @@ def _legends(figure: Figure) -> Iterator[str]:
             yield f"legend entries twice: {labels}"
 
 
-def indistinct(axes: Axes) -> list[str]:
+def indistinct(figure: Figure) -> list[str]:
     """Return pairs of labelled lines that only their hue tells apart: no stroke, no marker, and no lightness."""
-    lines = [line for line in axes.lines if not line.get_label().startswith("_") and len(line.get_xdata())]
     pairs = []
-    for one, other in itertools.combinations(lines, 2):
-        strokes = one._unscaled_dash_pattern != other._unscaled_dash_pattern or one.get_linestyle() != other.get_linestyle()
-        marks = one.get_marker() != other.get_marker() or one.get_fillstyle() != other.get_fillstyle()
-        light = abs(lightness(one.get_color()) - lightness(other.get_color())) > 0.15
-        if not (strokes or marks or light):
-            pairs.append(f"{one.get_label()} and {other.get_label()}")
+    for axes in figure.findobj(Axes):
+        lines = [line for line in axes.lines if not line.get_label().startswith("_") and len(line.get_xdata())]
+        for one, other in itertools.combinations(lines, 2):
+            strokes = one._unscaled_dash_pattern != other._unscaled_dash_pattern
+            marks = (one.get_marker(), one.get_fillstyle()) != (other.get_marker(), other.get_fillstyle())
+            light = abs(lightness(one.get_color()) - lightness(other.get_color())) > 0.15
+            if not (strokes or marks or light or one.get_linestyle() != other.get_linestyle()):
+                pairs.append(f"{one.get_label()} and {other.get_label()}")
     return pairs
 
 
-def lightness(colour: object) -> float:
+def lightness(colour: Any) -> float:
     """Return how light a colour is in grey, from 0 to 1."""
-    return float(np.dot(to_rgb(colour), (0.299, 0.587, 0.114)))  # type: ignore[arg-type]
+    return float(np.dot(to_rgb(colour), (0.299, 0.587, 0.114)))
+
+
+def line_colours(figure: Figure) -> dict[str, str]:
+    """Return the colours of a figure's lines by their labels."""
+    lines = [line for axes in figure.findobj(Axes) for line in axes.lines]
+    return {line.get_label(): line.get_color() for line in lines if not line.get_label().startswith("_")}

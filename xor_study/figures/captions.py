@@ -71,7 +71,7 @@ SWEEP_TITLES = {
 """Title of each figure of a sweep."""
 
 SWEEP_CAPTIONS = {
-    "rates": "Shares of runs that solve XOR (a) and that go to NaN (b) over {x}; bands are Wilson's 95 % intervals. "
+    "rates": "Shares of runs that solve XOR (a) and that go to NaN (b) over {x}{by}; bands are Wilson's 95 % intervals. "
     "n: runs per point{pooled}.",
     "heatmap": "Shares of runs that solve XOR (left) and that go to NaN (right) over {x} and {y}; hatched cells were "
     "not run. n: runs per cell{pooled}.",

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from xor_study.figures.style import BLUE, GREY, NAN, PREDICTIONS, SOLVED, band, error_bars, shades
+from xor_study.figures.style import NAN, PREDICTIONS, SOLVED, band, error_bars, shades
 from xor_study.figures.words import term_words
 
 OUTCOME_LABELS = {"solved": "share solved", "nonfinite": "share NaN"}
@@ -131,17 +131,17 @@ def survival_curves(axes: Axes, table: pd.DataFrame, labels: Mapping[str, str], 
             axes.plot(step, unsolved, "|", color=colour, markersize=8, clip_on=False)
 
 
-def variance_bars(axes: Axes, table: pd.DataFrame) -> None:
-    """Draw the share of the variance that each factor explains, alone and with others.
+def variance_bars(axes: Axes, table: pd.DataFrame) -> list[Patch]:
+    """Draw the share of the variance that each factor explains, alone and with others; return a legend's handles.
 
     Args:
         axes: to draw into.
         table: columns term, share, low and high.
     """
     kinds = {
-        "one factor": (BLUE, ""),
-        "two together": ("#a6cee3", "////"),
-        "three or more": (GREY, "...."),
+        "one factor": ("#444444", ""),
+        "two together": ("#aaaaaa", "////"),
+        "three or more": ("#cccccc", "...."),
     }
     y, terms = np.arange(len(table)), table["term"]
     of_kind = np.where(terms == "higher order", "three or more", np.where(terms.str.contains(" x "), *list(kinds)[1::-1]))
@@ -153,8 +153,7 @@ def variance_bars(axes: Axes, table: pd.DataFrame) -> None:
     axes.set_yticks(y, [term_words(term) for term in terms])
     axes.set(ylim=(len(table) - 0.5, -0.5), xlim=(0, None), xlabel="share of the variance")
     used = [kind for kind in kinds if (of_kind == kind).any()]
-    handles = [Patch(facecolor=kinds[kind][0], hatch=kinds[kind][1], edgecolor="white", label=kind) for kind in used]
-    axes.legend(handles=handles, loc="lower right")
+    return [Patch(facecolor=kinds[kind][0], hatch=kinds[kind][1], edgecolor="white", label=kind) for kind in used]
 
 
 def log_rates(axes: Axes, rates: Iterable[float]) -> None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from xor_study.figures.factors import factors, logits
-from xor_study.figures.style import BLUE, GREY, LEVEL_COLOURS, NAN, TALLEST, legend_beside, styled, subplots
+from xor_study.figures.style import GREY, LEVEL_COLOURS, NAN, TALLEST, legend_beside, styled, subplots
 
 
 @styled()
@@ -52,8 +52,8 @@ def _loss(axes: Axes, history: pd.DataFrame, marks: Mapping[str, int]) -> None:
     loss = history["loss"].loc[: end + 1]
     finite = loss[np.isfinite(loss)]
     mean = finite.rolling(10, min_periods=1).mean()
-    axes.plot(finite.index, finite, color=BLUE, alpha=0.35, linewidth=0.5, label="each step")
-    axes.plot(mean.index, mean, color=BLUE, linewidth=1, label="mean of 10")
+    axes.plot(finite.index, finite, color=GREY, alpha=0.6, linewidth=0.4, label="each step")
+    axes.plot(mean.index, mean, color="black", linewidth=1, label="mean of 10")
     if len(finite) and finite.min() > 0 and finite.max() > 20 * finite.median():
         axes.set_yscale("log")
     for (what, step), line, colour in zip(marks.items(), ("--", "-", ":"), (GREY, NAN, "black"), strict=False):

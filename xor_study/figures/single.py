@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from xor_study.analysis.statistics import wilson
 from xor_study.figures.panels import draw_predictions
-from xor_study.figures.style import BLUE, COLUMN, NAN, error_bars, outcome_bar, outcome_legend, styled, subplots
+from xor_study.figures.style import COLUMN, GREY, NAN, error_bars, outcome_bar, outcome_legend, styled, subplots
 from xor_study.figures.words import setting_words
 
 
@@ -34,7 +34,7 @@ def loss_curve(history: pd.DataFrame, title: str, onset: int | None = None) -> F
     """
     figure, axes = subplots(height=2.4)
     finite = history[np.isfinite(history["loss"])]
-    axes.plot(finite["step"], finite["loss"], color=BLUE, alpha=0.4, linewidth=0.4, label="each step")
+    axes.plot(finite["step"], finite["loss"], color=GREY, alpha=0.6, linewidth=0.4, label="each step")
     epochs = history.groupby("epoch")[["step", "loss"]].mean()
     # A mean over an epoch with NaN would be of its finite steps only.
     epochs = epochs[np.isfinite(history.groupby("epoch")["loss"].sum(skipna=False))]

@@ -33,6 +33,7 @@ from xor_study.figures.style import (
     PALETTE,
     SOUND,
     STROKES,
+    TALLEST,
     UNGUARDED,
     band,
     legend_below,
@@ -193,7 +194,7 @@ def loss_curves(cells: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     study = Cells(cells)
     rates = (0.001, 0.01, 0.1, 1.0, 10.0)
     styles = level_styles("lr", rates)
-    adam = level_styles("optimizer", [ADAM])[0]
+    adam = level_styles("optimizer", ["adam"])[0]
     sound = [study.one(lr=lr) for lr in rates]
     broken = [study.one(**BROKEN, lr=lr) for lr in rates[:-1]]
     settings = BROKEN | SETTINGS["Adam 0.001"]
@@ -361,8 +362,8 @@ def importance(table: pd.DataFrame, of: str = "success on sound networks") -> Fi
         table: of `evidence.importance` or `statistics.decomposition`, with a column n, the runs read.
         of: what varies.
     """
-    figure, axes = subplots(height=min(0.17 * len(table) + 0.9, 4.5))
-    variance_bars(axes, table)
+    figure, axes = subplots(height=min(0.17 * len(table) + 1.1, TALLEST))
+    figure.legend(handles=variance_bars(axes, table), ncols=3, loc="outside lower center", columnspacing=1)
     figure.suptitle(
         f"variance of {of}\n(n = {table['n'].iloc[0]:,} runs; bars: 95 % intervals)",
         x=0.01,

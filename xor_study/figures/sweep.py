@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from xor_study.figures import panels
-from xor_study.figures.style import BLUE, legend_below, level_styles, styled, subplots
+from xor_study.figures.style import legend_below, level_styles, styled, subplots
 from xor_study.figures.words import count_words, key_words, value_words
 
 _OUTCOMES = {"solved": "(a) solved", "nonfinite": "(b) NaN"}
@@ -40,7 +40,7 @@ def rate_curves(cells: pd.DataFrame, x: str, by: str | None) -> Figure:
 def _lines(table: pd.DataFrame, by: str | None) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return a table with a column label, and the style of each label's line."""
     if by is None:
-        return table.assign(label="all runs"), {"all runs": {"color": BLUE, "marker": "o"}}
+        return table.assign(label="all runs"), {"all runs": {"color": "black", "marker": "o"}}
     levels = list(dict.fromkeys(table[by]))
     names = [value_words(level, by) for level in levels]
     styles = dict(zip(names, level_styles(by, levels), strict=True))

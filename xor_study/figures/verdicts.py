@@ -11,11 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from xor_study.figures.style import (
-    BROKEN_COLOUR,
     GREY,
     NAN,
     SOLVED,
-    SOUND,
     TALLEST,
     error_bars,
     legend_below,
@@ -28,10 +26,10 @@ WORDS = ("cures", "masks", "no effect", "worsens", "undecided")
 """What a remedy does to the failing configuration, in the order of the groups of rows."""
 
 SOUND_MARKS: dict[str, dict[str, Any]] = {
-    "helps": {"marker": "o", "color": SOLVED},
+    "helps": {"marker": "o", "color": "black"},
     "no effect": {"marker": "o", "color": GREY, "fillstyle": "none"},
     "undecided": {"marker": "D", "color": GREY, "fillstyle": "none"},
-    "harms": {"marker": "X", "color": NAN},
+    "harms": {"marker": "X", "color": "black"},
 }
 """Mark of a remedy on the sound network, by the word."""
 
@@ -113,9 +111,9 @@ def suspects(table: pd.DataFrame) -> Figure:
     rows = table.assign(order=pd.factorize(table["suspect"])[0]).sort_values("order", kind="stable")
     figure, axes = subplots(1, 3, height=min(0.125 * at + 1.1, TALLEST), sharey=True)
     panels = (
-        ("ps", "sufficient:\nmakes a sound\nnetwork NaN", {"color": BROKEN_COLOUR, "marker": "s"}),
+        ("ps", "sufficient:\nmakes a sound\nnetwork NaN", {"color": NAN, "marker": "s"}),
         ("pn", "necessary:\nwithout it\nno NaN", {"color": NAN, "marker": "X"}),
-        ("cure", "cured:\nwithout it\nsolved", {"color": SOUND, "marker": "o"}),
+        ("cure", "cured:\nwithout it\nsolved", {"color": SOLVED, "marker": "o"}),
     )
     for ax, (column, title, style) in zip(axes, panels, strict=True):
         _dots(ax, np.array(y), rows, column, style)

@@ -133,6 +133,8 @@ def draw(sweep: Finished, names: Sequence[str], asked: Axes) -> tuple[dict[str, 
         axis = getattr(asked, option)
         if axis is not None:
             _check_axis(sweep, f"--{option}={show(axis)}", axis)
+    if not sweep.axes:
+        raise StudyError("no figure of a sweep applies: its runs differ in nothing but the seed")
     drawn: dict[str, tuple[Figure, str]] = {}
     reasons: dict[str, str] = {}
     for name in names or DRAWN:
@@ -162,8 +164,8 @@ def _check_axis(sweep: Finished, text: str, axis: str) -> None:
     if axis not in sweep.axes:
         if axis in keys_of(sweep.runs, ()) or axis in sweep.runs.columns[: list(sweep.runs.columns).index("outcome")]:
             value = sweep.runs[axis].iloc[0]
-            constant = "differs in nothing but the seed" if axis == "seed" else f"is {typed(value)} in all runs"
-            raise StudyError(f"{text}: {constant}; settings that vary: {', '.join(sweep.axes) or 'none'}")
+            reason = "a seed is not a setting" if axis == "seed" else f"is {typed(value)} in all runs"
+            raise StudyError(f"{text}: {reason}; settings that vary: {', '.join(sweep.axes) or 'none'}")
         raise StudyError(f"{text}: unknown setting{suggestion(axis, sweep.axes)}")
     missing = int(sweep.runs[axis].isna().sum())
     if missing:
@@ -211,8 +213,9 @@ def shares(runs: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 def _caption(name: str, sweep: Finished, x: str | None, y: str | None) -> str:
     others = [key_words(axis) for axis in sweep.axes if axis not in (x, y)]
-    pooled = f", pooled over {', '.join(others)}" if others else ""
-    return SWEEP_CAPTIONS[name].format(x=key_words(x or ""), y=key_words(y or ""), pooled=pooled)
+    pooled = f", pooled over {', '.join(others)} as if all were independent" if others else ""
+    texts = {"x": key_words(x or ""), "y": key_words(y or ""), "by": f", by {key_words(y)}" if y else ""}
+    return SWEEP_CAPTIONS[name].format(pooled=pooled, **texts)
 
 
 def _rates(sweep: Finished, asked: Axes) -> tuple[Figure, str]:
