@@ -29,7 +29,9 @@ def texts(figure: Figure) -> list[Text]:
             ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
             hidden |= {label for tick in ticks if tick not in shown for label in (tick.label1, tick.label2)}
             hidden |= {label for tick in ticks for label in (tick.label1, tick.label2) if not tick.get_visible()}
-    return [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible() and text not in hidden]
+    return [
+        text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible() and text not in hidden
+    ]
 
 
 def problems(figure: Figure) -> list[str]:

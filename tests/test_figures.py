@@ -70,7 +70,9 @@ def suspects(levels: int = 4) -> pd.DataFrame:
     """Return a table of suspects: six of them, with so many levels each."""
     names = ["learning rate", "initializer", "loss", "hidden activation", "gradient clipping", "Axon's defects"]
     rng = np.random.default_rng(1)
-    rows = [(name, f"level {level} of {name}"[:24], *rng.uniform(0.1, 0.9, 3)) for name in names for level in range(levels)]
+    rows = [
+        (name, f"level {level} of {name}"[:24], *rng.uniform(0.1, 0.9, 3)) for name in names for level in range(levels)
+    ]
     return with_interval(pd.DataFrame(rows, columns=["suspect", "level", "ps", "pn", "cure"]), "ps", "pn", "cure")
 
 
@@ -133,9 +135,14 @@ def test_a_colour_has_one_meaning_and_a_meaning_one_colour() -> None:
     }
     assert found["Axon 0.6.1"] == {style.BROKEN_COLOUR}
     assert found["sound"] == found["Axon 0.7.0"] == {style.SOUND}
-    assert {line_colours(drawn(name))[label] for name, label in (
-        ("loss_curves", "Adam, rate 0.001"), ("time_to_solve", "Adam 0.001"), ("learning_rate", "Adam"),
-    )} == {style.level_styles("optimizer", ["adam"])[0]["color"]}
+    assert {
+        line_colours(drawn(name))[label]
+        for name, label in (
+            ("loss_curves", "Adam, rate 0.001"),
+            ("time_to_solve", "Adam 0.001"),
+            ("learning_rate", "Adam"),
+        )
+    } == {style.level_styles("optimizer", ["adam"])[0]["color"]}
     assert line_colours(drawn("loss_curves"))["SGD, rate 0.01"] == line_colours(drawn("time_to_solve"))["SGD 0.01"]
     assert line_colours(drawn("precision"))["at the NaN"] == style.NAN
     taken = [*style.OUTCOME_COLOURS.values(), style.SOUND, style.BROKEN_COLOUR, style.UNGUARDED, *style.LEVEL_COLOURS]
@@ -173,7 +180,9 @@ def test_files_have_title_author_and_embedded_fonts_and_the_same_bits_again(tmp_
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         figure = figures.loss_curve(history([0.7, 0.6, 0.5, np.nan]), "a run")
-        paths = figures.save(figure, tmp_path / folder / "anatomy", title=TITLES["anatomy"], caption=CAPTIONS["anatomy"])
+        paths = figures.save(
+            figure, tmp_path / folder / "anatomy", title=TITLES["anatomy"], caption=CAPTIONS["anatomy"]
+        )
         assert [path.name for path in paths] == ["anatomy.png", "anatomy.pdf", "anatomy.txt"]
     for name in ("anatomy.png", "anatomy.pdf", "anatomy.txt"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -258,7 +267,7 @@ def history(losses: list[float]) -> pd.DataFrame:
 
 def test_a_run_that_fails_is_marked_where_its_table_says_it_fails() -> None:
     figure = figures.loss_curve(history([0.7, 0.6, 0.8, np.nan]), words.run_title(run("nonfinite")), onset=3)
-    labels = [text.get_text() for text in texts(figure)]
+    labels = [text.get_text().replace("\n", " ") for text in texts(figure)]
     assert "not finite from step 3" in labels
     assert "SGD, learning rate 0.01, binary cross-entropy, seed 3: NaN" in labels
     assert problems(figure) == []
@@ -293,7 +302,9 @@ def corners(steps: int = 6) -> pd.DataFrame:
             logit = -1000.0 if end else -factor * 2.0**step
             columns = {"step": step, "corner": corner, "logit": logit, "prediction": np.exp(logit), "upstream": 1e3}
             exponential = np.inf if end else np.exp(-logit)
-            rows.append(columns | {"slope": np.exp(logit), "exponential": exponential, "gradient": np.nan if end else 0.1})
+            rows.append(
+                columns | {"slope": np.exp(logit), "exponential": exponential, "gradient": np.nan if end else 0.1}
+            )
     return pd.DataFrame(rows)
 
 

@@ -40,7 +40,7 @@ def logits(axes: Axes, corners: pd.DataFrame) -> None:
         axes.plot(rows["step"], shown, linewidth=0.7, fillstyle="none", label=str(name), **CORNERS[str(name)])
     axes.set_ylabel("$z$")
     _symmetric_log(axes, 1.0)
-    legend_beside(axes, title="corner", handlelength=1.4)
+    legend_beside(axes, title="corner", title_fontsize=7)
 
 
 def factors(axes: Axes, corners: pd.DataFrame) -> str:
@@ -73,15 +73,15 @@ def factors(axes: Axes, corners: pd.DataFrame) -> str:
             _note(axes, rf"{label} $= \infty$", step, edge)
     for step in broken[broken["corner"] == corner]["step"].head(1):
         axes.axvline(step, **LIMIT)
-        _note(axes, r"$\partial L/\partial z$ = NaN", step, edge * (high / low) ** 0.25)
-    axes.set_ylim(0, edge * (high / low) ** 0.45)
+        _note(axes, r"$\partial L/\partial z$ = NaN", step, edge, above=10)
+    axes.set_ylim(0, edge * (high / low) ** 0.7)
     _symmetric_log(axes, low)
-    legend_beside(axes, handlelength=1.4)
+    legend_beside(axes)
     return corner
 
 
-def _note(axes: Axes, text: str, step: float, height: float) -> None:
-    where: dict[str, Any] = {"xytext": (-6, 0), "ha": "right", "va": "center"}
+def _note(axes: Axes, text: str, step: float, height: float, above: int = 0) -> None:
+    where: dict[str, Any] = {"xytext": (-6, above), "ha": "right", "va": "center"}
     axes.annotate(text, (step, height), textcoords="offset points", fontsize=7, **where)
 
 

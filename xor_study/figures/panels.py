@@ -144,7 +144,9 @@ def variance_bars(axes: Axes, table: pd.DataFrame) -> list[Patch]:
         "three or more": ("#cccccc", "...."),
     }
     y, terms = np.arange(len(table)), table["term"]
-    of_kind = np.where(terms == "higher order", "three or more", np.where(terms.str.contains(" x "), *list(kinds)[1::-1]))
+    of_kind = np.where(
+        terms == "higher order", "three or more", np.where(terms.str.contains(" x "), *list(kinds)[1::-1])
+    )
     for kind, (colour, hatch) in kinds.items():
         chosen = of_kind == kind
         axes.barh(y[chosen], table["share"][chosen], 0.7, color=colour, hatch=hatch, edgecolor="white", linewidth=0)

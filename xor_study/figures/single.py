@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from xor_study.analysis.statistics import wilson
@@ -48,12 +49,13 @@ def loss_curve(history: pd.DataFrame, title: str, onset: int | None = None) -> F
     if len(loss) and loss.max() > 20 * max(loss.median(), 1e-12) and loss.min() > 0:
         axes.set_yscale("log")
     axes.set(xlabel="step", ylabel="loss of the batch")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_title(wrapped(title))
     axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=3, columnspacing=0.8, handlelength=1.6)
     return figure
 
 
-def wrapped(title: str, width: int = 56) -> str:
+def wrapped(title: str, width: int = 50) -> str:
     """Return a title in lines that fit above a figure."""
     return "\n".join(textwrap.wrap(title, width))
 
@@ -104,7 +106,8 @@ def outcomes(cells: pd.DataFrame, keys: Sequence[str]) -> Figure:
         solved = row["solved"] / row["runs"]
         low, high = wilson(row["solved"], row["runs"])
         axes.errorbar(solved, y, xerr=error_bars([low], [solved], [high]), color="black", capsize=2, linewidth=0.9)
-    axes.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), xlabel="share of runs (line: 95 % interval of solved)")
+    axes.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), xlabel="share of runs")
+    figure.suptitle("lines: 95 % interval of the share solved", x=0.01, ha="left", fontsize=7)
     axes.set_yticks(range(len(names)), names, fontsize=6.5)
     outcome_legend(figure, loc="outside lower center")
     return figure

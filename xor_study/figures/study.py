@@ -118,7 +118,10 @@ def learning_rate(cells: pd.DataFrame) -> Figure:
     styles = dict(zip(map(value_words, names), level_styles("optimizer", names), strict=True))
     share_curves(upper, sound.assign(label=sound["optimizer"].map(value_words)), "lr", "solved", styles)
     upper.set_title(f"(a) sound networks ({count_words(sound['n'])})")
-    broken, adam = study.where("lr", "optimizer", **BROKEN), {"linestyle": "--", "marker": "s", "markersize": 6, "fillstyle": "none"}
+    broken, adam = (
+        study.where("lr", "optimizer", **BROKEN),
+        {"linestyle": "--", "marker": "s", "markersize": 6, "fillstyle": "none"},
+    )
     tables = {
         "Axon 0.6.1, SGD": (broken[broken["optimizer"] == "sgd"], {"color": BROKEN_COLOUR, "marker": "o"}),
         "Axon 0.6.1, Adam": (broken[broken["optimizer"] == ADAM], {"color": BROKEN_COLOUR} | adam),
@@ -136,7 +139,9 @@ def learning_rate(cells: pd.DataFrame) -> Figure:
     lower.set_title(f"(b) networks that go to NaN ({count_words(shown['n'])})")
     for axes, below in ((upper, -0.3), (lower, -0.36)):
         log_rates(axes, shown["lr"])
-        axes.set(xlabel="learning rate (bands: 95 % intervals)", xlim=(shown["lr"].min() / 1.5, shown["lr"].max() * 1.5))
+        axes.set(
+            xlabel="learning rate (bands: 95 % intervals)", xlim=(shown["lr"].min() / 1.5, shown["lr"].max() * 1.5)
+        )
         columns = 3 if axes is upper else 2
         where: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.45, below)}
         axes.legend(ncols=columns, columnspacing=1, handlelength=2.4, **where)
@@ -297,7 +302,9 @@ def gradients(courses: pd.DataFrame) -> Figure:
     upper.yaxis.set_minor_locator(NullLocator())
     upper.set_title(f"(a) gradient ({count_words(courses['n'])})")
     lower.axhline(OVERFLOW, **LIMIT)
-    lower.text(1, 1.15 * OVERFLOW, rf"above {OVERFLOW:.2f}, $e^{{|z|}}$ is infinite in float32", va="bottom", fontsize=7)
+    lower.text(
+        1, 1.15 * OVERFLOW, rf"above {OVERFLOW:.2f}, $e^{{|z|}}$ is infinite in float32", va="bottom", fontsize=7
+    )
     lower.set(yscale="log", ylabel="largest logit $|z|$", title="(b) logits", ylim=(None, 400))
     lower.set_xlabel("step (lines: medians; bands: quartiles)")
     legend_below(figure, lower, 2, columnspacing=0.8, handlelength=2.0)

@@ -242,7 +242,7 @@ def legend_below(figure: FigureBase, source: Axes, columns: int, **options: Any)
 
 def legend_beside(axes: Axes, **options: Any) -> None:
     """Add a legend at the right of axes, where it hides nothing."""
-    options = {"handlelength": 1.8, "borderaxespad": 0.2, **options}
+    options = {"handlelength": 1.6, "borderaxespad": 0.2, "labelspacing": 0.25, "fontsize": 6.5, **options}
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), **options)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from xor_study.analysis.axon import BROKEN, NEWEST
 from xor_study.errors import typed
 
 KEY_WORDS = {
@@ -137,19 +138,21 @@ def _setting(key: str, value: Any) -> str:
     words = value_words(value, key)
     if key == "hidden":
         return f"{words} hidden units"
-    if key in _PLAIN or "." in key and not key.startswith("activation."):
+    if key in _PLAIN or ("." in key and not key.startswith("activation.")):
         return f"{key_words(key)} {words}"
     return f"{words} output" if key == "activation.output" else words
 
 
 def term_words(term: str) -> str:
-    """Return what a term of an analysis of variance is called.
+    r"""Return what a term of an analysis of variance is called.
 
     Example:
         >>> term_words("optimizer x lr")
-        'optimizer × learning rate'
+        'optimizer $\\times$ learning rate'
     """
-    return "three or more" if term == "higher order" else " × ".join(key_words(key) for key in term.split(" x "))
+    return (
+        "three or more" if term == "higher order" else r" $\times$ ".join(key_words(key) for key in term.split(" x "))
+    )
 
 
 def sentence_words(text: str) -> str:
@@ -176,10 +179,14 @@ def run_title(run: Mapping[Any, Any]) -> str:
     """Return what a run is and how it ended.
 
     Args:
-        run: a row of `runs.csv`.
+        run: by key, as a row of `runs.csv`.
 
     Example:
         >>> run_title({"optimizer": "sgd", "lr": 0.01, "loss": "huber", "seed": 3, "outcome": "nonfinite"})
         'SGD, learning rate 0.01, Huber, seed 3: NaN'
     """
-    return f"{setting_words({key: run[key] for key in RUN_KEYS})}: {value_words(run['outcome'])}"
+    named = {key: run[key] for key in RUN_KEYS}
+    for version, values in {"Axon 0.6.1": BROKEN, "Axon 0.7.0": NEWEST}.items():
+        if all(run.get(key) == value for key, value in values.items()):
+            named["loss"] = version
+    return f"{setting_words(named)}: {value_words(run['outcome'])}"
