@@ -1,4 +1,4 @@
-"""Titles and captions of the figures: what is drawn, how it is read, and what n is. What follows from it is elsewhere."""
+"""Titles and captions of the figures: what is drawn, how it is read, and what n is."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ CAPTIONS = {
     "Above: median and quartiles of the runs that are not NaN yet, and one run that is NaN within the first epoch. "
     "Below: the share that is NaN, with Wilson's 95 % interval. n: runs, one per seed.",
     "mechanism": "(a) Loss of the batch over time with the losses of Axon 0.6.1 and 0.7.0: median and quartiles of the "
-    "runs whose loss is finite; hollow marks are losses of the real Axon, the dotted line is the plateau of the theory. "
+    "runs whose loss is finite; hollow marks are losses of the real Axon, the dotted line is the theory's plateau. "
     "(b) Outcomes with each single repair of Axon 0.6.1, by optimizer and learning rate; lines are Wilson's 95 % "
     "intervals of the share NaN. n: runs per curve and per bar, one per seed.",
-    "anatomy": "The last steps of one run with Axon 0.6.1's loss. (a) Logit z of each corner (x1, x2); below the dotted "
-    "line e^-z is infinite in float32. (b) Absolute gradient of the corner that breaks first, with the factors whose "
-    "product it is; marks at the upper edge are infinite. n: one run.",
+    "anatomy": "The last steps of one run with Axon 0.6.1's loss. (a) Logit z of each corner (x1, x2); below the "
+    "dotted line e^-z is infinite in float32. (b) Absolute gradient of the corner that breaks first, with the "
+    "factors whose product it is; marks at the upper edge are infinite. n: one run.",
     "suspects": "For each level of each suspect: the probability that it makes the sound network go to NaN "
     "(sufficiency), and that the failing network would not have gone to NaN without it (necessity), and would have "
     "solved XOR. Dots are paired by seed; lines are 95 % intervals.",
-    "remedies": "Each remedy applied to the failing and to the sound network, grouped by its effect on the failing one. "
-    "Shares are of runs; steps are the median difference to the same seeds without the remedy, negative if it solves "
-    "XOR sooner. Lines are 95 % intervals.",
+    "remedies": "Each remedy applied to the failing and to the sound network, grouped by its effect on the failing "
+    "one. Shares are of runs; steps are the median difference to the same seeds without the remedy, negative if it "
+    "solves XOR sooner. Lines are 95 % intervals.",
     "learning_rate": "Share of runs (a) that solve XOR, by optimizer, and (b) that go to NaN, by network, over the "
     "learning rate; bands are Wilson's 95 % intervals. n: runs per point, one per seed.",
     "heatmaps": "Shares of runs that solve XOR (left) and that go to NaN (right) with SGD, over the learning rate and "
@@ -53,8 +53,8 @@ CAPTIONS = {
     "monitors": "Early warnings of NaN. (a) to (c) Share of failures that a monitor detects before they happen, "
     "against the share of sound runs with a false alarm, over all thresholds, by study. (d) Steps between alarm and "
     "NaN at a threshold with few false alarms.",
-    "importance": "Share of the variance of success that each factor explains on sound networks, alone and with others, "
-    "in a complete factorial design; bootstrap intervals over seeds. n: runs.",
+    "importance": "Share of the variance of success that each factor explains on sound networks, alone and with "
+    "others, in a complete factorial design; bootstrap intervals over seeds. n: runs.",
     "time_to_solve": "Share of runs that have not solved XOR yet: Kaplan and Meier's estimate with 95 % intervals; "
     "runs that have not solved it when training ends are censored there. n: runs per curve, one per seed.",
 }
@@ -71,8 +71,8 @@ SWEEP_TITLES = {
 """Title of each figure of a sweep."""
 
 SWEEP_CAPTIONS = {
-    "rates": "Shares of runs that solve XOR (a) and that go to NaN (b) over {x}{by}; bands are Wilson's 95 % intervals. "
-    "n: runs per point{pooled}.",
+    "rates": "Shares of runs that solve XOR (a) and that go to NaN (b) over {x}{by}; bands are Wilson's 95 % "
+    "intervals. n: runs per point{pooled}.",
     "heatmap": "Shares of runs that solve XOR (left) and that go to NaN (right) over {x} and {y}; hatched cells were "
     "not run. n: runs per cell{pooled}.",
     "losses": "Loss of the batch over time: median and quartiles of the runs whose loss is finite, by {y}. n: runs per "

@@ -64,7 +64,7 @@ def factors(axes: Axes, corners: pd.DataFrame) -> str:
     for column, size in shown.items():
         label, marker, colour = _FACTORS[column]
         style: dict[str, Any] = {"marker": marker, "color": colour}
-        # The prediction hardly differs from its slope where both are small: a larger hollow mark shows around the other.
+        # Where the prediction is small its slope hardly differs: a larger hollow mark shows around the other one.
         mark: dict[str, Any] = {"markersize": 6, "fillstyle": "none"} if column == "prediction" else {"markersize": 2.5}
         axes.plot(rows["step"], size.where(np.isfinite(size)), label=label, linewidth=0.8, **mark, **style)
         infinite = rows["step"][np.isinf(size)]

@@ -84,7 +84,7 @@ def shares_bar(figure: Figure, mesh: QuadMesh, axes: Iterable[Axes], outcome: st
     bar = figure.colorbar(mesh, ax=list(axes), location="bottom", ticks=[0, 0.5, 1], aspect=12, shrink=0.8, pad=0.02)
     bar.set_label(OUTCOME_LABELS[outcome], labelpad=1)
     bar.ax.set_xticklabels(["0", "0.5", "1"])
-    bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+    bar.outline.set_linewidth(0.4)
 
 
 def loss_bands(axes: Axes, tables: Mapping[str, pd.DataFrame], styles: Sequence[Mapping[str, Any]]) -> None:
@@ -144,9 +144,8 @@ def variance_bars(axes: Axes, table: pd.DataFrame) -> list[Patch]:
         "three or more": ("#cccccc", "...."),
     }
     y, terms = np.arange(len(table)), table["term"]
-    of_kind = np.where(
-        terms == "higher order", "three or more", np.where(terms.str.contains(" x "), *list(kinds)[1::-1])
-    )
+    of_kind = np.where(terms.str.contains(" x "), "two together", "one factor")
+    of_kind = np.where(terms == "higher order", "three or more", of_kind)
     for kind, (colour, hatch) in kinds.items():
         chosen = of_kind == kind
         axes.barh(y[chosen], table["share"][chosen], 0.7, color=colour, hatch=hatch, edgecolor="white", linewidth=0)

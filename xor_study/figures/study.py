@@ -205,7 +205,7 @@ def loss_curves(cells: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     settings = BROKEN | SETTINGS["Adam 0.001"]
     figure, (upper, lower) = subplots(2, 1, height=4.3, sharex=True)
     names = [f"SGD, rate {lr:g}" for lr in rates]
-    tables = {cell: table for cell, table in curves.groupby("cell")}
+    tables: dict[Any, pd.DataFrame] = dict(iter(curves.groupby("cell")))
     loss_bands(upper, {name: tables[cell] for name, cell in zip(names, sound, strict=True)}, styles)
     upper.set_title(f"(a) sound network ({count_words(cells['n'].iloc[sound])})")
     lines = {name: tables[cell] for name, cell in zip(names, broken, strict=False)}

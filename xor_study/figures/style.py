@@ -190,8 +190,7 @@ def band(axes: Axes, x: Any, middle: Any, ends: tuple[Any, Any], *, step: Any = 
         step: of `fill_between`, such as "post"; None: straight lines between the points.
         line: style of the line and its label.
     """
-    drawn = {"drawstyle": f"steps-{step}"} if step else {}
-    axes.plot(x, middle, **drawn, **line)
+    axes.plot(x, middle, drawstyle=f"steps-{step}" if step else "default", **line)
     axes.fill_between(x, *ends, step=step, color=line["color"], **BAND)
 
 
@@ -253,7 +252,7 @@ def author() -> str:
         about = metadata("xor-study")
     except PackageNotFoundError:  # a copy of the sources that is not installed
         return "The xor_study authors"
-    return about.get("Author") or about.get("Author-email") or "The xor_study authors"
+    return about["Author"] or "The xor_study authors"
 
 
 @styled()

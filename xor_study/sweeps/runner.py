@@ -52,7 +52,7 @@ def run_one(
         result = train_table(table, detail, engine=engine, device=device, threads=threads, progress=follow)
     assert result.history is not None
     run = result.runs.iloc[0]
-    title = figures.run_title(run)
+    title = figures.run_title(run.to_dict())
     records.write_history(folder, result)
     records.write_weights(folder, result)
     onset = None if pd.isna(run["first_nonfinite_step"]) else int(run["first_nonfinite_step"])
