@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,8 +24,8 @@ from xor_study.sweeps.parts import FOLDER as PARTS
 from xor_study.sweeps.parts import Parts
 from xor_study.training.table import run_ids
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+Drawn = tuple[Any, str]
+"""A matplotlib figure, which only `figures` may import, and its caption."""
 
 MOST_LINES, MOST_COLUMNS, MOST_ROWS = 10, 30, 22
 """How many levels a setting may have to be told apart: as lines, and as columns and rows of a heat map."""
@@ -115,7 +115,7 @@ class Axes:
     y: str | None = None
 
 
-def draw(sweep: Finished, names: Sequence[str], asked: Axes) -> tuple[dict[str, tuple[Figure, str]], dict[str, str]]:
+def draw(sweep: Finished, names: Sequence[str], asked: Axes) -> tuple[dict[str, Drawn], dict[str, str]]:
     """Return figures of a sweep with their captions, and why others can't be drawn; nothing is written.
 
     Args:
@@ -135,7 +135,7 @@ def draw(sweep: Finished, names: Sequence[str], asked: Axes) -> tuple[dict[str, 
             _check_axis(sweep, f"--{option}={show(axis)}", axis)
     if not sweep.axes:
         raise StudyError("no figure of a sweep applies: its runs differ in nothing but the seed")
-    drawn: dict[str, tuple[Figure, str]] = {}
+    drawn: dict[str, Drawn] = {}
     reasons: dict[str, str] = {}
     for name in names or DRAWN:
         try:
@@ -149,7 +149,7 @@ def draw(sweep: Finished, names: Sequence[str], asked: Axes) -> tuple[dict[str, 
     return drawn, reasons
 
 
-def save(drawn: dict[str, tuple[Figure, str]], into: Path) -> list[Path]:
+def save(drawn: dict[str, Drawn], into: Path) -> list[Path]:
     """Write figures with their captions into a folder, which is made if it is missing, and return the files."""
     into.mkdir(parents=True, exist_ok=True)
     return [
@@ -218,7 +218,7 @@ def _caption(name: str, sweep: Finished, x: str | None, y: str | None) -> str:
     return SWEEP_CAPTIONS[name].format(pooled=pooled, **texts)
 
 
-def _rates(sweep: Finished, asked: Axes) -> tuple[Figure, str]:
+def _rates(sweep: Finished, asked: Axes) -> Drawn:
     x = asked.x or "lr"
     if x not in sweep.axes:
         raise StudyError("the learning rate does not vary; choose a setting with --x")
@@ -230,7 +230,7 @@ def _rates(sweep: Finished, asked: Axes) -> tuple[Figure, str]:
     return figure, _caption("rates", sweep, x, by)
 
 
-def _heat_map(sweep: Finished, asked: Axes) -> tuple[Figure, str]:
+def _heat_map(sweep: Finished, asked: Axes) -> Drawn:
     usual = sorted(_usable(sweep, MOST_COLUMNS, asked.y), key=lambda axis: axis != "lr")
     x = asked.x or next(iter(usual), None)
     y = asked.y or next(iter(_usable(sweep, MOST_ROWS, x)), None)
@@ -253,7 +253,7 @@ def _by_level(sweep: Finished, asked: Axes) -> tuple[str, dict[Any, pd.DataFrame
     return by, {level: sweep.runs[sweep.runs[by] == level] for level in dict.fromkeys(sweep.runs[by])}
 
 
-def _loss_bands(sweep: Finished, asked: Axes) -> tuple[Figure, str]:
+def _loss_bands(sweep: Finished, asked: Axes) -> Drawn:
     by, levels = _by_level(sweep, asked)
     if sweep.losses is None:
         raise StudyError(f"the folder has no {records.LOSSES}")
@@ -272,13 +272,13 @@ def _quartiles(losses: pd.DataFrame) -> pd.DataFrame:
     return quartiles.rename_axis("step").reset_index()
 
 
-def _survival(sweep: Finished, asked: Axes) -> tuple[Figure, str]:
+def _survival(sweep: Finished, asked: Axes) -> Drawn:
     by, levels = _by_level(sweep, asked)
     table = pd.concat([not_solved_yet(runs).assign(setting=level) for level, runs in levels.items()])
     return figures.solved_by_level(table, by), _caption("time_to_solve", sweep, None, by)
 
 
-def _importance(sweep: Finished, asked: Axes) -> tuple[Figure, str]:
+def _importance(sweep: Finished, asked: Axes) -> Drawn:
     if len(sweep.axes) < 2:
         raise StudyError("the variance is shared among at least two settings that vary")
     table = sweep.runs.assign(solved=sweep.runs["outcome"] == "solved")
@@ -294,7 +294,7 @@ def _importance(sweep: Finished, asked: Axes) -> tuple[Figure, str]:
     return figure, _caption("importance", sweep, None, None)
 
 
-DRAWN: dict[str, Callable[[Finished, Axes], tuple[Figure, str]]] = {
+DRAWN: dict[str, Callable[[Finished, Axes], Drawn]] = {
     "rates": _rates,
     "heatmap": _heat_map,
     "losses": _loss_bands,
