@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def remedies(rows: int = 22) -> pd.DataFrame:
     return with_interval(table, "sound_steps", half=150)
 
 
-def suspects(levels: int = 4) -> pd.DataFrame:
+def suspects(levels: int = 3) -> pd.DataFrame:
     """Return a table of suspects: six of them, with so many levels each."""
     names = ["learning rate", "initializer", "loss", "hidden activation", "gradient clipping", "Axon's defects"]
     rng = np.random.default_rng(1)
@@ -239,6 +240,15 @@ def test_remedies_are_grouped_by_their_word_and_drawn_where_their_values_are() -
         assert all(drawn_at[heights[row["remedy"]]] == row[column] for row in rows.to_dict("records"))
     steps = figure.axes[3].lines
     assert sum(len(line.get_xdata()) for line in steps if line.get_marker() in "oDX") == len(rows)
+
+
+@pytest.mark.parametrize("draw", [lambda: figures.remedies(remedies(40)), lambda: figures.suspects(suspects(12))])
+def test_many_remedies_and_suspects_still_fit_a_column(draw: Callable[[], Figure]) -> None:
+    figure = draw()
+    assert figure.get_size_inches().tolist() == [style.COLUMN, style.TALLEST]
+    assert problems(figure) == []
+    heights = [height for line in figure.axes[0].lines for height in line.get_ydata() if len(line.get_ydata()) > 2]
+    assert len(set(heights)) == len(heights)
 
 
 def test_few_remedies_and_suspects_make_a_small_figure() -> None:

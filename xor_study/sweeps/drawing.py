@@ -155,7 +155,7 @@ def save(drawn: dict[str, Drawn], into: Path) -> list[Path]:
     return [
         path
         for name, (figure, caption) in drawn.items()
-        for path in figures.save(figure, into / name, title=SWEEP_TITLES[name], caption=caption)
+        for path in figures.save(figure, into / name, title=SWEEP_TITLES[name], caption=caption, lay_out_once=True)
     ]
 
 
