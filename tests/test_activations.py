@@ -27,13 +27,14 @@ CLOSED_FORMS = {
     "sigmoid": 1 / (1 + (-X).exp()),
     "hard_tanh": torch.where(X < -1, -1.0, torch.where(X > 1, 1.0, X)),
     "identity": X,
+    "nx_sigmoid": 1 / (1 + (-X).exp()),
     "hard_sigmoid": torch.where(X < -3, 0.0, torch.where(X > 3, 1.0, X / 6 + 0.5)),
 }
 
 
 def test_the_catalogues_hold_what_they_should() -> None:
-    assert set(HIDDEN_ACTIVATIONS) == set(CLOSED_FORMS) - {"hard_sigmoid"}
-    assert set(OUTPUT_ACTIVATIONS) == {"sigmoid", "hard_sigmoid", "tanh", "identity"}
+    assert set(HIDDEN_ACTIVATIONS) == set(CLOSED_FORMS) - {"nx_sigmoid", "hard_sigmoid"}
+    assert set(OUTPUT_ACTIVATIONS) == {"sigmoid", "nx_sigmoid", "hard_sigmoid", "tanh", "identity"}
 
 
 @pytest.mark.parametrize("name", CLOSED_FORMS)

@@ -6,13 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from xor_study import RunSpec, StudyError, conformance
+from xor_study import RunSpec, StudyError, conformance, train
 from xor_study.engines import ENGINES, vmap
-from xor_study.model.activations import sigmoid
-from xor_study.model.gradients import clipped_gradient, exponential_sigmoid_gradient, softplus_gradient
+from xor_study.model.activations import OUTPUT_ACTIVATIONS, sigmoid
+from xor_study.model.gradients import (
+    clipped_gradient,
+    exponential_sigmoid_gradient,
+    nx_clip,
+    nx_sigmoid,
+    softplus_gradient,
+)
 from xor_study.model.losses import LOSSES
 from xor_study.study.traces import floats, read_trace, replay
 from xor_study.study.versions import VERSIONS
@@ -143,6 +150,9 @@ def test_golden_batch_of_four_has_the_square_of_each_sample_with_its_share_insid
         torch.testing.assert_close(logit.grad, theirs, rtol=1e-6, atol=0)
 
 
+NX_SIGMOID: dict[str, Any] = {"activation_output": "nx_sigmoid"}
+
+
 def derivatives() -> tuple[torch.Tensor, torch.Tensor]:
     """Return d loss / d p and d p / d z of the clipped loss by autograd, for logits from -12 to 12."""
     target = (torch.arange(101) % 2).double()
@@ -151,6 +161,72 @@ def derivatives() -> tuple[torch.Tensor, torch.Tensor]:
     (-(target * torch.log(q + 1e-7) + (1 - target) * torch.log(1 - q + 1e-7))).sum().backward()
     assert p.grad is not None
     return p.grad, p.detach() * (1 - p.detach())
+
+
+@pytest.mark.parametrize("version", GOLDEN)
+def test_nx_sigmoid_breaks_where_nx_broke(version: str) -> None:
+    logit = column(version, "logit_hex").requires_grad_()
+    nx_sigmoid(logit).sum().backward()
+    assert logit.grad is not None
+    theirs = column(version, "sigmoid_grad")
+    # torch's sigmoid is 0 where Nx's is subnormal, so there infinity becomes NaN.
+    assert torch.equal(logit.grad.isfinite(), theirs.isfinite())
+    held = theirs.isfinite() & (logit.detach() > -88.72)
+    torch.testing.assert_close(logit.grad[held], theirs[held], rtol=1e-6, atol=1e-43)
+
+
+@pytest.mark.parametrize("version", GOLDEN)
+def test_nx_clip_has_the_probed_gradient(version: str) -> None:
+    probe = GOLDEN[version]["clip_grad_probe"]
+    value, upstream, theirs = (torch.from_numpy(floats(probe[name])) for name in ("x", "upstream", "grad"))
+    value.requires_grad_()
+    nx_clip(value, probe["min"], probe["max"]).backward(upstream)
+    assert value.grad is not None
+    assert torch.equal(value.grad, theirs)
+
+
+@pytest.mark.parametrize("output", ["sigmoid", "nx_sigmoid"])
+@pytest.mark.parametrize("clip_gradient", ["correct", "squared"])
+def test_nx_parts_compose_to_the_loss_of_axon(output: str, clip_gradient: str) -> None:
+    """Keras's loss of a smaller eps with Nx's clip and sigmoid is Axon's loss on hidden logits."""
+    target, gradients = (torch.arange(101) % 2).double(), []
+    parts: list[tuple[str, dict[str, Any], str]] = [
+        ("binary_cross_entropy_clipped", {"clip_gradient": clip_gradient}, output),
+        (
+            "axon_binary_cross_entropy",
+            {
+                "logits_visible": False,
+                "clip_gradient": clip_gradient,
+                "sigmoid_gradient": "exponential" if output == "nx_sigmoid" else "stable",
+            },
+            "sigmoid",
+        ),
+    ]
+    for loss, parameters, activation in parts:
+        logit = torch.linspace(-10, 10, 101, dtype=torch.float64).requires_grad_()
+        prediction = OUTPUT_ACTIVATIONS[activation](logit)
+        LOSSES[loss].per_sample(logit, prediction, target, **parameters).sum().backward()
+        assert logit.grad is not None
+        gradients.append(logit.grad)
+    torch.testing.assert_close(*gradients, rtol=0.01, atol=0)  # Axon's adds eps to the clipped probability once more
+
+
+def test_nx_sigmoid_with_the_loss_of_axon_is_the_run_with_its_switch() -> None:
+    runs = [train([RunSpec(loss="axon_0_6_1", lr=1.0, seed=s, **nx) for s in range(8)]).runs for nx in ({}, NX_SIGMOID)]
+    measures = runs[0].columns.difference(["run_id", "activation.output"])
+    pd.testing.assert_frame_equal(runs[0][measures], runs[1][measures])
+    assert set(runs[0]["outcome"]) == {"diverged", "nonfinite"}
+    with pytest.raises(StudyError, match=r"loss\.sigmoid_gradient=exponential"):
+        RunSpec(loss="axon_0_6_1", loss_sigmoid_gradient="stable", **NX_SIGMOID)
+
+
+@pytest.mark.parametrize("loss", [name for name in LOSSES if "nx_sigmoid" in LOSSES[name].outputs])
+def test_every_loss_goes_with_nx_sigmoid_on_lanes(loss: str) -> None:
+    """Only the two that are computed from the logit stay finite where every prediction starts saturated."""
+    specs = [RunSpec(loss=loss, gain=1000.0, seed=seed, iterations=20, **NX_SIGMOID) for seed in range(8)]
+    runs = train(specs, engine="lanes").runs
+    from_logit = ("binary_cross_entropy_with_logits", "hinge", "axon_binary_cross_entropy")
+    assert (runs["outcome"] == "nonfinite").any() == (loss not in from_logit)
 
 
 @pytest.mark.parametrize("sigmoid_gradient", ["stable", "exponential"])

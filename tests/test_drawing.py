@@ -68,37 +68,41 @@ def unfinished(sweep: Path, lr: str = "lr=0.01,0.1,1,10") -> None:
     (sweep / "plan.json").write_text(json.dumps(plan))
 
 
-def test_all_figures_of_a_sweep_are_written_with_captions_and_nothing_else(call: Call, sweep: Path) -> None:
-    before = {path: path.read_bytes() for path in sweep.rglob("*") if path.is_file()}
-    code, out, err = call("figures", "sweep", "--into", "mine/all")
-    assert (code, err) == (0, "")
-    names = {f"{name}{suffix}" for name in drawing.DRAWN for suffix in (".png", ".pdf", ".txt")}
-    assert {path.name for path in (sweep / "figures").iterdir()} == names
-    assert out.split() == [
-        f"sweep/figures/{name}{suffix}" for name in drawing.DRAWN for suffix in (".png", ".pdf", ".txt")
-    ]
-    assert {path: path.read_bytes() for path in sweep.rglob("*") if path.is_file()} == before
-    assert "over learning rate, by optimizer" in Path("mine/all/rates.txt").read_text()
-    assert "pooled over initializer" in Path("mine/all/rates.txt").read_text()
-
-
-def test_the_figures_can_be_read_and_show_the_shares(folder: Path) -> None:
-    finished = drawing.finished(folder)
-    assert finished.axes == ("optimizer", "lr", "init")
-    drawn, reasons = drawing.draw(finished, [], drawing.Axes())
+@pytest.fixture(scope="module")
+def drawn(folder: Path) -> dict[str, drawing.Drawn]:
+    """Return all figures of the sweep."""
+    figures, reasons = drawing.draw(drawing.finished(folder), [], drawing.Axes())
     assert reasons == {}
+    return figures
+
+
+def test_the_figures_of_a_sweep_can_be_read(drawn: dict[str, drawing.Drawn]) -> None:
+    assert drawn.keys() == drawing.DRAWN.keys()
     for figure, caption in drawn.values():
         assert figure.get_size_inches()[0] == style.COLUMN
         assert figure.get_size_inches()[1] <= style.TALLEST
         assert problems(figure) == []
         assert indistinct(figure) == []
         assert "{" not in caption
-    runs = finished.runs
+    assert "over learning rate, by optimizer" in drawn["rates"][1]
+    assert "pooled over initializer" in drawn["rates"][1]
+
+
+def test_curves_show_the_shares_of_the_runs(folder: Path, drawn: dict[str, drawing.Drawn]) -> None:
+    runs = drawing.finished(folder).runs
     line = next(line for line in drawn["rates"][0].axes[0].lines if line.get_label() == "Adam")
     for rate, share in zip(line.get_xdata(), line.get_ydata(), strict=True):
         members = runs[(runs["optimizer"] == "adam") & (runs["lr"] == rate)]
         assert share == (members["outcome"] == "solved").mean()
         assert len(members) == 12
+
+
+def test_figures_are_saved_with_their_captions(drawn: dict[str, drawing.Drawn], tmp_path: Path) -> None:
+    some = {"heatmap": drawn["heatmap"]}
+    paths = drawing.save(some, tmp_path / "new/folder")
+    assert [path.name for path in paths] == ["heatmap.png", "heatmap.pdf", "heatmap.txt"]
+    assert paths[2].read_text() == drawn["heatmap"][1] + "\n"
+    assert b"/Title (Outcomes by two settings)" in paths[1].read_bytes()
 
 
 def test_axes_are_those_asked_for(sweep: Path) -> None:
@@ -111,6 +115,7 @@ def test_axes_are_those_asked_for(sweep: Path) -> None:
 
 def test_a_folder_that_is_still_being_filled_is_drawn(call: Call, sweep: Path) -> None:
     whole = drawing.finished(sweep)
+    assert whole.axes == ("optimizer", "lr", "init")
     unfinished(sweep)
     part = drawing.finished(sweep)
     assert (len(part.runs), part.planned) == (len(whole.runs), len(whole.runs) * 4 // 3)

@@ -13,10 +13,11 @@ from legibility import indistinct, lightness, line_colours, problems, texts
 from matplotlib.figure import Figure
 
 from xor_study import figures
-from xor_study.figures import panels, study, style, words
+from xor_study.figures import panels, study, style, verdicts, words
 from xor_study.figures.captions import CAPTIONS, SWEEP_CAPTIONS, SWEEP_TITLES, TITLES
 from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.study.reference import REFERENCE, read_table, table_path
+from xor_study.study.remedies import FAILING_WORDS, SOUND_WORDS
 from xor_study.training.outcome import OUTCOMES
 from xor_study.training.spec import GROUPS, KEYS
 
@@ -55,11 +56,11 @@ def remedies(rows: int = 22) -> pd.DataFrame:
     """Return a table of remedies: the first is none, the words go round."""
     rng = np.random.default_rng(0)
     names = ["as reported", *(f"RMSprop, learning rate {number / 1000:g}" for number in range(1, rows))]
-    kinds = ["cures", "masks", "no effect", "worsens", "undecided"]
+    kinds = FAILING_WORDS
     columns = {
         "remedy": names,
-        "word": [kinds[number % 5] for number in range(rows)],
-        "sound_word": [["helps", "harms", "no effect", "undecided"][number % 4] for number in range(rows)],
+        "word": [kinds[number % len(kinds)] for number in range(rows)],
+        "sound_word": [SOUND_WORDS[number % len(SOUND_WORDS)] for number in range(rows)],
         **{name: rng.uniform(0.1, 0.9, rows) for name in ("nan", "solved", "sound_nan", "sound_solved")},
         "sound_steps": rng.normal(0, 1500, rows),
     }
@@ -224,6 +225,21 @@ def test_the_heat_maps_have_the_same_rates_in_all_panels() -> None:
         assert [label.get_text() for label in column[-1].get_xticklabels()][::5] == ["$10^{-3}$", "$10^{2}$"]
     shown = {text.get_text() for text in texts(figure)}
     assert {"Glorot uniform", "Axon 0.6.1", "ReLU", "mean squared error"} <= shown
+
+
+def test_every_word_of_the_rules_has_a_group_or_a_mark() -> None:
+    assert set(verdicts.WORDS) == set(FAILING_WORDS)
+    assert set(verdicts.SOUND_MARKS) == set(SOUND_WORDS)
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    """Of a remedy that no run solves XOR with, steps are missing; of a change made to one configuration, the others."""
+    rows, levels = remedies(6), suspects(2)
+    steps = [name for name in rows if name.startswith("sound_steps")]
+    rows.loc[2, steps] = np.nan
+    levels.loc[levels.index[1:], [name for name in levels if name.startswith("ps")]] = np.nan
+    for figure in (figures.remedies(rows), figures.suspects(levels)):
+        assert problems(figure) == []
 
 
 def test_remedies_are_grouped_by_their_word_and_drawn_where_their_values_are() -> None:

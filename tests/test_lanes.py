@@ -257,8 +257,9 @@ def test_late_onsets_differ_no_more_often_than_those_of_permuted_samples() -> No
     batches = np.array([drawn.inputs(run, steps) for run in range(len(table))], np.float32)
     batches = batches.transpose(1, 2, 0, 3)  # (2, steps, runs, samples)
     order = np.random.default_rng(0).permuted(np.broadcast_to(np.arange(32), batches.shape[1:]), axis=-1)
-    expected = onsets(table, batches)
-    permuted_differ = expected != onsets(table, np.take_along_axis(batches, order[None], axis=-1))
+    both = np.concatenate([batches, np.take_along_axis(batches, order[None], axis=-1)], axis=2)
+    expected, permuted = np.split(onsets(pd.concat([table, table], ignore_index=True), both), 2)
+    permuted_differ = expected != permuted
     plain = train(table.head(10), engine="plain").runs["first_nonfinite_step"].fillna(0).to_numpy()
     for found in (fast[late].to_numpy(), plain):
         differ, usual = found != expected[: len(found)], permuted_differ[: len(found)]
@@ -292,7 +293,8 @@ def test_batches_are_drawn_as_elsewhere(batch: int | str) -> None:
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 7, 130])
-def test_epochs_of_any_length_are_cut_right(iterations: int) -> None:
+def test_epochs_of_any_length_are_cut_right(iterations: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vmap, "BLOCK", 16)
     specs = [RunSpec(epochs=3, iterations=iterations, lr=0.1, seed=seed, dtype="float64") for seed in range(2)]
     slow, fast = (train(specs, engine=engine) for engine in ("vmap", "lanes"))
     assert fast.epoch_losses.to_numpy() == pytest.approx(slow.epoch_losses.to_numpy(), rel=1e-12)

@@ -198,7 +198,7 @@ def test_an_optimizer_with_memory_is_replayed_from_the_start() -> None:
     assert "with plain from the start" in " ".join(story.text.split())
 
 
-def test_where_trajectories_part_the_story_is_that_of_plain() -> None:
+def test_where_trajectories_part_the_story_is_that_of_plain(axon: Postmortem) -> None:
     """An engine that is three steps off: the replay finds its own step, from the start, and says so."""
     run = examine(AXON.replace(epochs=1, iterations=600), seeds=0).run
     onset = run.onset
@@ -206,7 +206,7 @@ def test_where_trajectories_part_the_story_is_that_of_plain() -> None:
     run.result.runs["first_nonfinite_step"] = onset + 3
     replay = replay_run(run, Settings())
     assert (replay.onset, replay.from_start) == (onset, True)
-    story = Postmortem("x", run, replay, examine(AXON, seeds=0).links, [])
+    story = Postmortem("x", run, replay, axon.links, [])
     assert f"it is not finite from step {onset}," in " ".join(story.text.split())
     assert "what follows is the replay" in " ".join(story.text.split())
 
@@ -374,9 +374,9 @@ def test_prints_the_story_and_leaves_nothing(call: Call, tmp_path: Path, axon: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_documentation_shows_the_story_that_the_command_prints() -> None:
+def test_the_documentation_shows_the_story_that_the_command_prints(axon: Postmortem) -> None:
     """But for its numbers: other processors round differently, and this run makes much of a rounding."""
-    told = [examine(AXON, "loss=axon_0_6_1 seed=109").text, (ROOT / "docs/autopsy.md").read_text()]
+    told = [axon.text, (ROOT / "docs/autopsy.md").read_text()]
     words = [" ".join(re.sub(r"\d[\d.,e+-]*", "#", text).split()) for text in told]
     assert words[0] in words[1]
 
@@ -394,7 +394,11 @@ def test_overrides_are_those_of_a_run(call: Call) -> None:
     ("name", "left"),
     [("last.png", ["last.png"]), ("last.pdf", ["last.pdf"]), ("last", ["last.pdf", "last.png"])],
 )
-def test_draws_the_last_steps(call: Call, tmp_path: Path, name: str, left: list[str]) -> None:
+def test_draws_the_last_steps(
+    call: Call, tmp_path: Path, name: str, left: list[str], axon: Postmortem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the run that is examined already."""
+    monkeypatch.setattr("xor_study.postmortem.story.examine", lambda *_: axon)
     code, _, err = call("loss=axon_0_6_1", "seed=109", "--seeds", "0", "--figure", name)
     assert (code, err) == (0, "")
     assert sorted(path.name for path in tmp_path.iterdir()) == left

@@ -7,7 +7,7 @@ from typing import Any
 
 from xor_study.model.gradients import AXON_EPSILON
 from xor_study.model.losses import LOSSES
-from xor_study.training.spec import LARGEST
+from xor_study.training.spec import LARGEST, RunSpec
 
 LOSS = "axon_binary_cross_entropy"
 ADAM = "polaris_adam"
@@ -44,3 +44,13 @@ PLATEAU_FORMULA = f"-log({2 * AXON_EPSILON:.0e}) / 2".replace("e-0", "e-")
 
 OVERFLOW = math.log(LARGEST["float32"])
 """Beyond -z = 88.72, e^-z is infinite in float32."""
+
+
+def squared(spec: RunSpec) -> bool:
+    """Return whether a run's loss clips its prediction and Nx's clip squares the gradient."""
+    return spec.loss_clip_gradient == "squared" and spec.loss_logits_visible is not True
+
+
+def exponential(spec: RunSpec) -> bool:
+    """Return whether the sigmoid's gradient is Nx's e^-z p p, by the loss or by the output activation."""
+    return spec.loss_sigmoid_gradient == "exponential" or spec.activation_output == "nx_sigmoid"

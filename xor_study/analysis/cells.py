@@ -6,8 +6,9 @@ differ from the article's network, so its users need not know which grid a run c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import copy
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,8 @@ from xor_study.errors import StudyError, typed
 from xor_study.training.outcome import OUTCOMES
 from xor_study.training.spec import GROUPS, KEYS, OWN, RunSpec, key_of
 from xor_study.training.table import distinct_rows
+
+T = TypeVar("T")
 
 CELL = [key for key in KEYS if key != "seed"]
 """The columns that tell cells apart."""
@@ -138,10 +141,13 @@ class Cells:
 
     Attributes:
         cells: the table.
+        read: the indices of the cells that `where` has found so far.
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
         self.cells = table
+        self.read: set[int] = set()
+        self._kept = np.ones(len(table), bool)
         self._usual: dict[str, NDArray[np.bool_]] = {key: _is_usual(table, key) for key in CELL}
 
     def where(self, *free: str, **values: Any) -> pd.DataFrame:
@@ -155,14 +161,25 @@ class Cells:
             Rows of `cells`, with their index.
         """
         wanted = {key.replace("__", "."): value for key, value in values.items()}
-        chosen = np.ones(len(self.cells), bool)
+        chosen = self._kept.copy()
         for key in CELL:
             if key in wanted:
                 value = wanted[key]
                 chosen &= self.cells[key].isin(value if isinstance(value, list | tuple) else [value]).to_numpy()
             elif key not in free:
                 chosen &= self._usual[key]
+        self.read.update(np.flatnonzero(chosen).tolist())
         return self.cells[chosen]
+
+    def restricted(self, kept: NDArray[np.bool_]) -> Self:
+        """Return the same cells with the same indices, of which `where` finds only some.
+
+        Args:
+            kept: which, shape (cells,).
+        """
+        result = copy.copy(self)
+        result.read, result._kept = set(), self._kept & kept
+        return result
 
     def one(self, **values: Any) -> int:
         """Return the index of the only cell that `where` finds.
@@ -214,8 +231,21 @@ class Study(Cells):
         order = np.lexsort((runs["seed"].to_numpy(), cell))
         self.runs = runs.iloc[order].assign(cell=cell[order]).reset_index(drop=True)
         self._ends = np.append(0, np.cumsum(np.bincount(cell)))
+        self._known: dict[Hashable, Any] = {}
         keys = runs[CELL].iloc[firsts].reset_index(drop=True)
         super().__init__(pd.concat([keys, _summary(self.runs)], axis=1))
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return what `compute` returns, which is computed once for all restrictions of this study.
+
+        Args:
+            key: what is computed, with the cells that it is computed of.
+            compute: how; it must not depend on which cells `where` finds.
+        """
+        if key not in self._known:
+            self._known[key] = compute()
+        result: T = self._known[key]
+        return result
 
     def runs_of(self, cell: int) -> pd.DataFrame:
         """Return the runs of one cell, in the order of their seeds."""

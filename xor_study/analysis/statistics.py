@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,17 +22,25 @@ Z = 1.959963984540054
 
 
 @cache  # a table of cells asks thousands of times for the same few counts
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Return the ends of Wilson's 95 % interval of a proportion (Wilson 1927).
+def wilson(successes: int, trials: int, comparisons: int = 1) -> tuple[float, float]:
+    """Return the ends of Wilson's 95 % interval of a proportion (Wilson 1927); of no trials, (0, 1).
+
+    Args:
+        successes: how many.
+        trials: of how many.
+        comparisons: if more than 1, the interval is one of so many that hold together with 95 % (Bonferroni).
 
     Example:
         >>> wilson(5, 10)
         (0.236593090512564, 0.7634069094874361)
     """
-    share, square = successes / trials, Z * Z
+    if not trials:
+        return 0.0, 1.0
+    z = Z if comparisons == 1 else NormalDist().inv_cdf(1 - 0.025 / comparisons)
+    share, square = successes / trials, z * z
     denominator = 1 + square / trials
     center = (share + square / (2 * trials)) / denominator
-    distance = Z * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2)) / denominator
+    distance = z * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2)) / denominator
     # Rounding can leave the ends a hair inside 0 and 1 where the formula gives exactly these.
     return (center - distance if successes else 0.0, center + distance if successes < trials else 1.0)
 
@@ -65,7 +74,10 @@ def paired(first: ArrayLike, second: ArrayLike) -> float:
 
 
 class Effect(NamedTuple):
-    """A difference, the ends of its 95 % interval, and the p-value that there is none."""
+    """A difference, the ends of its 95 % interval, and the p-value that there is none.
+
+    Of no pairs nothing is known: the value is NaN, the interval holds all that is possible, p is 1.
+    """
 
     value: float
     low: float
@@ -84,6 +96,8 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> Effect:
         second: of the same seeds in the same order.
     """
     one, other = np.asarray(first, bool), np.asarray(second, bool)
+    if not len(one):
+        return Effect(math.nan, -1.0, 1.0, 1.0)
     n, k, m = len(one), int(one.sum()), int(other.sum())
     both, only_one, only_other = int((one & other).sum()), int((one & ~other).sum()), int((~one & other).sum())
     neither = n - both - only_one - only_other
@@ -115,6 +129,8 @@ def paired_shift(first: ArrayLike, second: ArrayLike) -> Effect:
     from scipy.stats import bootstrap, wilcoxon
 
     difference = np.asarray(second, float) - np.asarray(first, float)
+    if not len(difference):
+        return Effect(math.nan, -math.inf, math.inf, 1.0)
     median = float(np.median(difference))
     # Equal differences need no bootstrap, and Wilcoxon's test is undefined where all are 0.
     if (difference == difference[0]).all():
@@ -125,18 +141,45 @@ def paired_shift(first: ArrayLike, second: ArrayLike) -> Effect:
     return Effect(median, float(ends.low), float(ends.high), float(wilcoxon(difference).pvalue))
 
 
-def decomposition(table: pd.DataFrame, factors: Sequence[str], outcome: str, unit: str) -> pd.DataFrame:
+def difference_over_levels(first: ArrayLike, second: ArrayLike) -> tuple[float, float]:
+    """Return the ends of the 95 % interval of a mean difference whose levels are a sample as well as its units.
+
+    Percentiles of a bootstrap that draws levels and units independently (10,000 resamples, fixed seed): the interval
+    answers what other levels of the same kind would have shown.
+
+    Args:
+        first: booleans of shape (levels, units).
+        second: of the same levels and units.
+
+    Raises:
+        ValueError: if there are fewer than two levels.
+    """
+    difference = np.asarray(second, float) - np.asarray(first, float)
+    levels, units = difference.shape
+    if levels < 2:
+        raise ValueError("an interval over levels needs at least two of them")
+    rng = np.random.default_rng(0)
+    by_level, by_unit = (rng.multinomial(size, np.full(size, 1 / size), 10_000) / size for size in (levels, units))
+    means = np.einsum("rl,rl->r", by_level @ difference, by_unit)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def decomposition(
+    table: pd.DataFrame, factors: Sequence[str], outcome: str, unit: str, resamples: int = 1000
+) -> pd.DataFrame:
     """Return which share of the variance of an outcome's mean each factor and each pair of factors explains.
 
     The shares are those of a balanced factorial analysis of variance of the cells' means: main effects, two-way
     interactions, and all higher ones as "higher order"; they add up to 1. Intervals are percentiles of a bootstrap over
-    the units, which all cells share (1,000 resamples, fixed seed).
+    the units, which all cells share (fixed seed).
 
     Args:
         table: a row for each run.
         factors: its columns that span the cells; every combination must be there with the same units.
         outcome: the column that is averaged over the units.
         unit: the column that pairs the cells, such as "seed".
+        resamples: of the bootstrap.
 
     Returns:
         Columns term, share, low and high, the largest share first.
@@ -144,20 +187,57 @@ def decomposition(table: pd.DataFrame, factors: Sequence[str], outcome: str, uni
     Raises:
         ValueError: if the design is not complete.
     """
+    terms = [(i,) for i in range(len(factors))] + list(itertools.combinations(range(len(factors)), 2))
+    values = _design(table, factors, outcome, unit)
+    result = _with_intervals(values, lambda means: _shares(means, terms), resamples)
+    result.insert(0, "term", [" x ".join(factors[i] for i in term) for term in terms] + ["higher order"])
+    return result.sort_values("share", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def total_shares(
+    table: pd.DataFrame, factors: Sequence[str], outcome: str, unit: str, resamples: int = 1000
+) -> pd.DataFrame:
+    """Return which share of the variance of an outcome's mean each factor takes part in, alone or with any others.
+
+    The total index of Homma & Saltelli 1996: what would vanish if the factor were fixed. The shares add up to more than
+    1, since an interaction counts for each of its factors. See `decomposition` for the arguments and intervals.
+
+    Returns:
+        Columns factor, share, low and high, the largest share first.
+
+    Raises:
+        ValueError: if the design is not complete.
+    """
+
+    def shares(means: NDArray[np.float64]) -> NDArray[np.float64]:
+        total = float(means.var())
+        return np.array([means.var(axis=i).mean() / total if total > 0 else 0.0 for i in range(means.ndim)])
+
+    result = _with_intervals(_design(table, factors, outcome, unit), shares, resamples)
+    result.insert(0, "factor", list(factors))
+    return result.sort_values("share", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def _design(table: pd.DataFrame, factors: Sequence[str], outcome: str, unit: str) -> NDArray[np.float64]:
+    """Return the outcomes of a complete design, shape (units, levels of the first factor, ...)."""
     wide = table.pivot(index=unit, columns=list(factors), values=outcome)
     levels = [len(table[factor].unique()) for factor in factors]
     if wide.isna().to_numpy().any() or wide.shape[1] != int(np.prod(levels)):
         raise ValueError("the design is not complete: a combination of factors is missing")
-    values = wide.sort_index(axis=1).to_numpy(float).reshape(len(wide), *levels)
-    terms = [(i,) for i in range(len(factors))] + list(itertools.combinations(range(len(factors)), 2))
+    return wide.sort_index(axis=1).to_numpy(float).reshape(len(wide), *levels)
+
+
+def _with_intervals(
+    values: NDArray[np.float64], shares: Callable[[NDArray[np.float64]], NDArray[np.float64]], resamples: int
+) -> pd.DataFrame:
+    """Return shares of the means over the units with bootstrap intervals: columns share, low, high."""
+    units = len(values)
     rng = np.random.default_rng(0)
     # Whole seeds are resampled, the same in every cell: cells that share a seed are not independent.
-    weights = rng.multinomial(len(wide), np.full(len(wide), 1 / len(wide)), size=1000) / len(wide)
-    resampled = np.array([_shares(np.tensordot(weight, values, 1), terms) for weight in weights])
-    result = pd.DataFrame({"term": [" x ".join(factors[i] for i in term) for term in terms] + ["higher order"]})
-    result["share"] = _shares(values.mean(0), terms)
-    result["low"], result["high"] = np.quantile(resampled, [0.025, 0.975], axis=0)
-    return result.sort_values("share", ascending=False, kind="stable").reset_index(drop=True)
+    weights = rng.multinomial(units, np.full(units, 1 / units), size=resamples) / units
+    resampled = np.array([shares(np.tensordot(weight, values, 1)) for weight in weights])
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    return pd.DataFrame({"share": shares(values.mean(0)), "low": low, "high": high})
 
 
 def _shares(means: NDArray[np.float64], terms: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xor_study.figures.defects import anatomy, mechanism
+    from xor_study.figures.monitors import monitors
     from xor_study.figures.postmortem import last_steps
     from xor_study.figures.single import decision_boundary, loss_curve, outcomes
     from xor_study.figures.study import (
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
         importance,
         learning_rate,
         loss_curves,
-        monitors,
         precision,
         symptom,
         time_to_solve,
@@ -61,6 +61,7 @@ _MODULES = {
     "last_steps": "postmortem",
     "decision_boundary": "single",
     "loss_curve": "single",
+    "monitors": "monitors",
     "outcomes": "single",
     "save": "style",
     "heat_map": "sweep",

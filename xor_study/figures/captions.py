@@ -50,9 +50,10 @@ CAPTIONS = {
     "picture. One network each.",
     "gradients": "Norm of the gradient (a) and largest absolute logit (b) over time: medians and quartiles of the runs "
     "where they are finite. n: runs per curve, one per seed.",
-    "monitors": "Early warnings of NaN. (a) to (c) Share of failures that a monitor detects before they happen, "
-    "against the share of sound runs with a false alarm, over all thresholds, by study. (d) Steps between alarm and "
-    "NaN at a threshold with few false alarms.",
+    "monitors": "Early warnings. (a), (b) Share of the runs that go to NaN, or that go to NaN or stay broken, with an "
+    "alarm before, against the share of all other runs with an alarm, over all thresholds. (c) to (e) Thresholds are "
+    "tuned on the study mechanism, on half of cells and seeds, and judged on the other half: bars are Wilson's 95 % "
+    "intervals in (c) and (d), quartiles in (e); dashed lines in (d) are the share of all runs that go to NaN.",
     "importance": "Share of the variance of success that each factor explains on sound networks, alone and with "
     "others, in a complete factorial design; bootstrap intervals over seeds. n: runs.",
     "time_to_solve": "Share of runs that have not solved XOR yet: Kaplan and Meier's estimate with 95 % intervals; "

@@ -322,46 +322,6 @@ def _versions(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 @styled()
-def monitors(roc: pd.DataFrame, summary: pd.DataFrame) -> Figure:
-    """Draw how well monitors tell failing runs from sound ones, and how early.
-
-    Args:
-        roc: of `monitors.roc`.
-        summary: of `monitors.summary`.
-    """
-    names = [name for name in dict.fromkeys(summary["study"]) if name != "all"]
-    kinds = list(dict.fromkeys(summary["monitor"]))
-    styles = dict(zip(kinds, _LINES, strict=False))
-    figure, grid = subplots(2, 2, height=4.0)
-    for axes, name, letter in zip(grid.flat, names, "abc", strict=False):
-        for kind in kinds:
-            curve = roc[(roc["study"] == name) & (roc["monitor"] == kind)].sort_values(["false", "true"])
-            axes.plot(curve["false"], curve["true"], **(styles[kind] | {"marker": ""}))
-        axes.plot([0, 1], [0, 1], color="black", linewidth=0.5, linestyle=":")
-        part = summary[summary["study"] == name].iloc[0]
-        axes.set_title(f"({letter}) {name}", loc="left", fontsize=8.5)
-        axes.text(1, 0.02, f"n = {2 * part['n']:.0f} NaN,\n{2 * part['m']:.0f} solved", ha="right", fontsize=7)
-        axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-    grid[0, 0].set_ylabel("share of NaN seen")
-    grid[1, 0].set(ylabel="share of NaN seen", xlabel="false alarms")
-    axes = grid[1, 1]
-    for middle, name in enumerate(names):
-        for offset, kind in enumerate(kinds):
-            row = summary[(summary["study"] == name) & (summary["monitor"] == kind)].iloc[0]
-            y = middle + 0.18 * (offset - 1.5)
-            spread = [[row["lead_median"] - row["lead_low"]], [row["lead_high"] - row["lead_median"]]]
-            colour, marker = styles[kind]["color"], styles[kind]["marker"]
-            axes.errorbar(row["lead_median"], y, xerr=spread, fmt=marker, color=colour, markersize=3, linewidth=0.9)
-    axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xscale="log")
-    axes.set_xlabel("steps ahead")
-    axes.set_title("(d) how early", loc="left", fontsize=8.5)
-    for kind in kinds:
-        axes.plot([], [], label=kind, **styles[kind])
-    figure.legend(*axes.get_legend_handles_labels(), ncols=2, loc="outside lower center", columnspacing=1)
-    return figure
-
-
-@styled()
 def importance(table: pd.DataFrame, of: str = "success on sound networks") -> Figure:
     """Draw the share of the variance of success that each factor explains, alone and in pairs.
 

@@ -25,7 +25,7 @@ from xor_study.figures.words import sentence_words
 ROW = 0.125
 """Height of a row, in inches."""
 
-WORDS = ("cures", "masks", "no effect", "worsens", "undecided")
+WORDS = ("cures", "masks", "reduces", "no effect", "worsens", "undecided")
 """What a remedy does to the failing configuration, in the order of the groups of rows."""
 
 SOUND_MARKS: dict[str, dict[str, Any]] = {

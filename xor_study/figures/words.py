@@ -156,13 +156,17 @@ def term_words(term: str) -> str:
 
 
 def sentence_words(text: str) -> str:
-    """Return a text in which each name of a choice is replaced by its word.
+    """Return a text in which each setting as one types it, and each name of a choice, is replaced by its words.
 
     Example:
-        >>> sentence_words("SGD 0.1, relu")
-        'SGD 0.1, ReLU'
+        >>> sentence_words("SGD 0.1, relu"), sentence_words("activation.hidden=relu lr=0.1")
+        ('SGD 0.1, ReLU', 'ReLU, learning rate 0.1')
     """
-    return re.sub(r"[a-z]\w*", lambda match: WORDS.get(match[0], match[0].replace("_", " ")), text)
+    typed_settings = re.findall(r"([a-z][\w.]*)=(\S+)", text)
+    if typed_settings and len(typed_settings) == len(text.split()):
+        return ", ".join(_setting(key, value) for key, value in typed_settings)
+    short = WORDS | {"lr": "rate"}
+    return re.sub(r"[a-z]\w*", lambda match: short.get(match[0], match[0].replace("_", " ")), text)
 
 
 def count_words(counts: Any) -> str:

@@ -110,6 +110,17 @@ def sigmoid(x: Tensor) -> Tensor:
     return torch.sigmoid(x)
 
 
+@_output
+def nx_sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e^-x) with Nx's gradient e^-x p p, of p = 1 / (1 + e^-x): infinite or NaN where e^-x overflows.
+
+    Axon's sigmoid with every loss but the cross-entropy on visible logits. Source: Nx 0.4.2 to 0.9.0.
+    """
+    from xor_study.model.gradients import nx_sigmoid  # its class needs torch, this catalogue doesn't
+
+    return nx_sigmoid(x)
+
+
 @_hidden
 def hard_tanh(x: Tensor) -> Tensor:
     """max(-1, min(1, x)) (Collobert 2004). `torch.nn.functional.hardtanh`."""

@@ -57,6 +57,66 @@ def exponential_sigmoid_gradient(logit: Tensor, prediction: Tensor) -> Tensor:
     return torch.exp(-logit) * prediction * prediction
 
 
+class _NxSigmoid(torch.autograd.Function):
+    """The sigmoid with Nx's gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logit: Tensor) -> Tensor:
+        return torch.sigmoid(logit)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None) -> Tensor | None:
+        if upstream is None:  # of a loss that is computed from the logit: no 0 may meet an infinity
+            return None
+        logit, prediction = ctx.saved_tensors
+        return upstream * exponential_sigmoid_gradient(logit, prediction)
+
+
+def nx_sigmoid(logit: Tensor) -> Tensor:
+    """Return sigmoid(logit), of the same shape; its gradient is `exponential_sigmoid_gradient`."""
+    apply: Callable[..., Tensor] = _NxSigmoid.apply
+    return apply(logit)
+
+
+class _NxClip(torch.autograd.Function):
+    """The clip with Nx's gradient before pull request 1779."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, low: Any, high: Any) -> Tensor:
+        return torch.clamp(value, low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Any, Any], output: Tensor) -> None:
+        value, low, high = inputs
+        ctx.save_for_backward((value > low) & (value < high))
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (inside,) = ctx.saved_tensors
+        return torch.where(inside, upstream * upstream, 0.0), None, None
+
+
+def nx_clip(value: Tensor, low: Any, high: Any) -> Tensor:
+    """Return `value` limited to [low, high]; backward squares the gradient, which is 0 at the bounds and beyond.
+
+    Args:
+        value: of any shape.
+        low: a number or a tensor that broadcasts.
+        high: likewise.
+    """
+    apply: Callable[..., Tensor] = _NxClip.apply
+    return apply(value, low, high)
+
+
 def softplus_gradient(logit: Tensor) -> Tensor:
     """Return Nx's derivative of max(0, z) + log(1 + e^-|z|): sigmoid(z), but 0 at z = 0, where 1/2 and -1/2 meet."""
     small = torch.exp(-torch.abs(logit))

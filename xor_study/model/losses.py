@@ -22,6 +22,8 @@ else:
 
 PerSample: TypeAlias = "Callable[..., Tensor]"
 
+ClipGradient = Annotated[str, OneOf(("correct", "squared"))]
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -58,7 +60,7 @@ class Loss:
 LOSSES: Catalogue[Loss] = Catalogue("loss")
 
 _PROBABILITY: dict[str, Any] = {
-    "outputs": ("sigmoid", "hard_sigmoid"),
+    "outputs": ("sigmoid", "nx_sigmoid", "hard_sigmoid"),
     "reason": "it takes the logarithm of a probability in [0, 1]",
 }
 
@@ -83,7 +85,8 @@ def binary_cross_entropy(logit: Tensor, prediction: Tensor, target: Tensor) -> T
 
 
 @_loss(
-    outputs=("sigmoid",), reason="it is the cross-entropy of sigmoid(logit), so the prediction must be sigmoid(logit)"
+    outputs=("sigmoid", "nx_sigmoid"),
+    reason="it is the cross-entropy of sigmoid(logit), so the prediction must be sigmoid(logit)",
 )
 def binary_cross_entropy_with_logits(logit: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
     """max(z, 0) - z y + log(1 + e^-|z|): the same of p = sigmoid(z), never infinite. `torch.nn.BCEWithLogitsLoss`."""
@@ -99,10 +102,21 @@ def binary_cross_entropy_naive(logit: Tensor, prediction: Tensor, target: Tensor
 
 @_loss(**_PROBABILITY)
 def binary_cross_entropy_clipped(
-    logit: Tensor, prediction: Tensor, target: Tensor, *, eps: Annotated[float, Interval(0, 0.5, "()")] = 1e-7
+    logit: Tensor,
+    prediction: Tensor,
+    target: Tensor,
+    *,
+    eps: Annotated[float, Interval(0, 0.5, "()")] = 1e-7,
+    clip_gradient: ClipGradient = "correct",
 ) -> Tensor:
-    """The same of p clipped into [eps, 1 - eps], as Keras does: beyond the bounds the gradient is 0."""
-    return binary_cross_entropy_naive(logit, torch.clamp(prediction, eps, 1 - eps), target)
+    """The same of p clipped into [eps, 1 - eps], as Keras does: beyond the bounds the gradient is 0.
+
+    With `clip_gradient="squared"` the clip is Nx's before pull request 1779, which passes g * g instead of g.
+    """
+    from xor_study.model.gradients import nx_clip
+
+    clipped = torch.clamp(prediction, eps, 1 - eps) if clip_gradient == "correct" else nx_clip(prediction, eps, 1 - eps)
+    return binary_cross_entropy_naive(logit, clipped, target)
 
 
 @_loss()
@@ -131,14 +145,14 @@ def hinge(logit: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
     return torch.relu(1 - target * logit)
 
 
-@_loss(outputs=("sigmoid",), reason="Axon's cross-entropy looks for the logits of a sigmoid")
+@_loss(outputs=("sigmoid", "nx_sigmoid"), reason="Axon's cross-entropy looks for the logits of a sigmoid")
 def axon_binary_cross_entropy(
     logit: Tensor,
     prediction: Tensor,
     target: Tensor,
     *,
     logits_visible: bool = True,
-    clip_gradient: Annotated[str, OneOf(("correct", "squared"))] = "correct",
+    clip_gradient: ClipGradient = "correct",
     sigmoid_gradient: Annotated[str, OneOf(("stable", "exponential"))] = "stable",
 ) -> Tensor:
     """Binary cross-entropy as Axon computes it, with a switch for each of the three defects found in it.
@@ -146,7 +160,8 @@ def axon_binary_cross_entropy(
     With `logits_visible` it is y softplus(-z) + (1 - y) softplus(z), and its gradient is sigmoid(z) - y but exactly 0
     at z = 0. Without, it is -(y log(q + eps) + (1 - y) log((1 - q) + eps)) with q = clip(p, eps, 1 - eps), and its
     gradient is `clipped_gradient` times the sigmoid's, which is p (1 - p) or e^-z p p. The other two switches act only
-    there. Source: Axon 0.6.1 and 0.7.0 with Nx 0.7.3 and 0.9.0; see tests/data/axon/README.md.
+    there. With the output activation nx_sigmoid, `sigmoid_gradient` must be "exponential" there, which is the same.
+    Source: Axon 0.6.1 and 0.7.0 with Nx 0.7.3 and 0.9.0; see tests/data/axon/README.md.
     """
     squared, exponential = clip_gradient == "squared", sigmoid_gradient == "exponential"
     from xor_study.model.gradients import axon_cross_entropy

@@ -86,14 +86,15 @@ def threshold_loss(run: TrainedRun) -> float:
 
 def _wrong_sign(run: TrainedRun) -> Iterator[Link]:
     spec, program = run.spec, run.cohort.program
-    if spec.loss_logits_visible is not False or spec.loss_clip_gradient != "squared":
+    if not axon.squared(spec):
         return
     first = run.corners(run.cohort.initial(np.array([0]))[0])
     right = (first.prediction - program.target) / program.batch
     worst = int(torch.argmax(first.gradient.abs() * program.is_true))
     p, wrong, correct = (float(of[worst]) for of in (first.prediction, first.gradient, right))
+    clips = "does not see the logits and clips p" if spec.loss_logits_visible is False else "clips p"
     text = (
-        "The loss does not see the logits and clips p. The clip's gradient is squared, so its sign is lost: at "
+        f"The loss {clips}. The clip's gradient is squared, so its sign is lost: at "
         f"corner {NAMES[worst]}, with target 1 and p = {number(p)}, a sample's derivative with respect to z is "
         f"{number(wrong)} instead of {number(correct)}. Every p is pushed to 0."
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xor_study.analysis import axon
 from xor_study.analysis.statistics import wilson
 from xor_study.errors import show
 from xor_study.model import losses
@@ -84,11 +85,14 @@ def candidates(spec: RunSpec, links: Sequence[Link]) -> Iterator[Candidate]:
 def _of_loss(spec: RunSpec) -> Iterator[Candidate]:
     if spec.loss_logits_visible is False:
         yield ("sign", "mask", "operation", "wrong"), {"loss_logits_visible": True}
-        if spec.loss_clip_gradient == "squared":
-            yield ("sign", "wrong"), {"loss_clip_gradient": "correct"}
-        if spec.loss_sigmoid_gradient == "exponential":
-            yield ("operation", "wrong"), {"loss_sigmoid_gradient": "stable"}
-    elif spec.loss in (_NAIVE, *_GUARDED):
+    if axon.squared(spec):
+        yield ("sign", "wrong"), {"loss_clip_gradient": "correct"}
+    if axon.exponential(spec):
+        nx = spec.activation_output == "nx_sigmoid"
+        yield ("operation", "wrong"), {"activation_output": "sigmoid"} if nx else {"loss_sigmoid_gradient": "stable"}
+    if spec.loss_logits_visible is False:
+        return
+    if spec.loss in (_NAIVE, *_GUARDED):
         # Where one guard fails, another guard is not a cure; computing from the logits may be.
         for guarded in _GUARDED if spec.loss == _NAIVE else _GUARDED[:1]:
             if guarded != spec.loss and spec.activation_output in LOSSES[guarded].outputs:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from xor_study.analysis import axon
 from xor_study.postmortem.chain import Link, chain
 from xor_study.postmortem.cures import Cure, cures
 from xor_study.postmortem.explain import location
@@ -69,7 +70,7 @@ class Postmortem:
             now = self.run.corners(self.replay.before[step])
             columns = ("logit", "prediction", "upstream", "slope", "gradient")
             values = {name: getattr(now, name).double().numpy() for name in columns}
-            if self.run.spec.loss_sigmoid_gradient == "exponential":
+            if axon.exponential(self.run.spec):
                 values["exponential"] = (-now.logit).exp().double().numpy()
             tables.append(pd.DataFrame({"step": step, "corner": NAMES} | values))
         return pd.concat(tables, ignore_index=True)

@@ -1,30 +1,44 @@
 """The article's claims, one function each, and the verdicts on them.
 
 A function takes the evidence and returns a verdict with an effect and its 95 % interval. Its docstring says what is
-claimed, how that is made precise, and which runs are read. Effects are differences of paired rates (of the same seeds)
-or of paired steps, unless the docstring says otherwise. Sentences are made from the data: none states a conclusion that
-other data would not change.
+claimed, by which rule it is judged, and which runs are read. Suspects are judged by the rule of `causes`, remedies by
+the words of `remedies`; a question gets an answer. Effects are differences of paired rates (of the same seeds) or of
+paired steps, unless the docstring says otherwise. Sentences are made from the data: none states a conclusion that other
+data would not change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from xor_study.analysis.axon import ADAM, BROKEN, NEWEST, PLATEAU, SETTINGS
-from xor_study.analysis.cells import Study, describe
-from xor_study.analysis.statistics import Effect, holm, paired_difference, paired_shift, wilson
-from xor_study.study.mechanism import SIGNIFICANT
+from xor_study.analysis.cells import Study
+from xor_study.analysis.statistics import Effect, difference_over_levels, holm, wilson
+from xor_study.errors import StudyError
+from xor_study.study import causes, monitors, remedies
+from xor_study.study.effects import difference, steps_between
+from xor_study.study.wording import later, listed, more, of, percent, plural, rates, total
 from xor_study.training.spec import RunSpec
 
-VERDICTS = ("supported", "refuted", "not the cause", "undecided")
+SIGNIFICANT = 0.01
 
-KINDS = ("premise", "observation", "root cause", "fix", "practice", "outcome", "advice", "open question")
-"""The parts that claims play in the article; open questions are ours."""
+VERDICTS: dict[str, tuple[str, ...]] = {
+    "premise": ("supported", "refuted", "undecided"),
+    "observation": ("supported", "refuted", "undecided"),
+    "root cause": ("cause", "necessary", "sufficient", "symptom only", "not a cause", "undecided"),
+    "fix": remedies.FAILING_WORDS,
+    "practice": remedies.FAILING_WORDS,
+    "outcome": ("supported", "refuted", "undecided"),
+    "advice": ("supported", "refuted", "undecided"),
+    "open question": ("yes", "no", "undecided"),
+}
+"""The verdicts on claims, by the part that they play in the article; open questions are ours."""
 
 AS_SHIPPED = {
     "binary_cross_entropy": "PyTorch's",
@@ -43,7 +57,7 @@ class Evidence:
 
     Attributes:
         study: the runs of `study=all`.
-        tables: by name, the tables "naive_onsets", "boundaries" and "importance" (see `evidence`) and "monitors".
+        tables: by name, the tables of `evidence` and `monitors` that claims read.
     """
 
     study: Study
@@ -54,7 +68,7 @@ class Verdict(NamedTuple):
     """The verdict on a claim: a row of claims.csv.
 
     Attributes:
-        verdict: one of `VERDICTS`.
+        verdict: one of `VERDICTS` of its kind.
         effect, low, high: the effect and the ends of its 95 % interval.
         test: the method of the p-value, or of the interval.
         n: how many pairs, or runs, the effect is computed from.
@@ -74,7 +88,7 @@ Judge = Callable[[Evidence], Verdict]
 
 
 class Claim(NamedTuple):
-    """A claim: its kind, one of `KINDS`, the studies whose runs it reads, and the function that judges it."""
+    """A claim: its kind, a key of `VERDICTS`, the studies whose runs it reads, and the function that judges it."""
 
     kind: str
     studies: str
@@ -87,7 +101,7 @@ CLAIMS: dict[str, Claim] = {}
 
 def _claim(kind: str, studies: str) -> Callable[[Judge], Judge]:
     def register(judge: Judge) -> Judge:
-        assert kind in KINDS
+        assert kind in VERDICTS
         CLAIMS[judge.__name__] = Claim(kind, studies, judge)
         return judge
 
@@ -104,6 +118,38 @@ def verdicts(evidence: Evidence) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@lru_cache(maxsize=2)
+def suspects_of(evidence: Evidence) -> pd.DataFrame:
+    """Return the table of `causes.suspects`, which several claims read."""
+    return causes.suspects(evidence.study)
+
+
+@lru_cache(maxsize=2)
+def remedies_of(evidence: Evidence) -> pd.DataFrame:
+    """Return the table of `remedies.remedies`, which several claims read."""
+    return remedies.remedies(evidence.study)
+
+
+def _count(runs: pd.DataFrame, outcome: str) -> int:
+    return int((runs["outcome"] == outcome).sum())
+
+
+def _share(count: int, n: int) -> tuple[float, float, float]:
+    """Return a share and the ends of its 95 % interval; of no runs, any share is possible."""
+    return (count / n if n else 0.0, *wilson(count, n))
+
+
+def _beyond(bound: float, low: float, high: float, words: tuple[str, str] = ("supported", "refuted")) -> str:
+    """Return the first word if an interval lies above a bound, the second if below, "undecided" if it holds it."""
+    return words[0] if low > bound else words[1] if high < bound else "undecided"
+
+
+def _best(cells: pd.DataFrame) -> int:
+    """Return the cell that solves most often and, among equals, soonest."""
+    ranked = cells.sort_values(["solved", "solved_step_median"], ascending=[False, True], kind="stable")
+    return int(ranked.index[0])
+
+
 @_claim("premise", "learning_rate")
 def capacity(evidence: Evidence) -> Verdict:
     """This network can represent XOR.
@@ -114,324 +160,351 @@ def capacity(evidence: Evidence) -> Verdict:
     study = evidence.study
     runs = study.runs_of(study.one(lr=0.1))
     count, n = _count(runs, "solved"), len(runs)
-    sentence = f"{_of(count, n).capitalize()} runs with SGD at 0.1 find weights that represent XOR."
+    sentence = f"{of(count, n).capitalize()} runs with SGD at 0.1 find weights that represent XOR."
     return Verdict("supported" if count else "undecided", *_share(count, n), "Wilson", n, sentence)
 
 
-@_claim("observation", "mechanism")
+@_claim("observation", "interventions")
 def symptom(evidence: Evidence) -> Verdict:
-    """The loss starts near 0.77, is NaN after the first epoch and stays NaN; all predictions are NaN.
+    """The loss starts near 0.77, is NaN after the first epoch has ended and stays NaN; all predictions are NaN.
 
-    It is reproduced if Axon 0.6.1's loss with SGD and no rate given makes some runs NaN within the first 1,000 steps
-    and all of those end with a NaN loss and no corner right, which only NaN predictions do. Reads these runs. The
-    effect is the share that is NaN within the first epoch.
+    What is printed is the mean of all losses so far. It is reproduced if, on the failing configuration, that mean lies
+    within 5 % of 0.77 at the end of the first epoch in the median of the runs that are not NaN then, some runs are
+    first NaN in a later epoch, and every NaN run ends with a NaN loss and no corner right, which only NaN predictions
+    do. Reads these runs, and the table "symptom". The effect is the share of all runs that are first NaN after the
+    first epoch.
     """
     study = evidence.study
     runs = study.runs_of(study.one(**BROKEN))
-    early, nan = runs["first_nonfinite_step"] <= runs["iterations"], runs["first_nonfinite_step"].notna()
-    count, n = int(early.sum()), len(runs)
+    onset, epoch = runs["first_nonfinite_step"], runs["iterations"]
+    nan = onset.notna()
+    later_epochs = nan & (onset > epoch).fillna(False)
     stays = (runs["accuracy"] == 0) & runs["final_loss"].isna()
-    verdict = ("supported" if stays[early].all() else "undecided") if count else "refuted"
+    printed = evidence.tables["symptom"].set_index("step")["median"]
+    first_epoch = int(epoch.iloc[0])
+    count, n = int(later_epochs.sum()), len(runs)
+    near = abs(printed[first_epoch] / 0.77 - 1) < EQUIVALENT
+    verdict = "supported" if count and near and stays[nan].all() else "refuted" if not nan.any() else "undecided"
+    second = int((later_epochs & (onset <= 2 * epoch).fillna(False)).sum())
     sentence = (
-        f"With Axon 0.6.1's loss {_of(count, n)} seeds are NaN within the first epoch and {_of(int(nan.sum()), n)} "
-        f"within {runs['epochs'].iloc[0]}; {_of(int(stays[nan].sum()), int(nan.sum()))} of these stay NaN. The first "
-        f"loss is {runs['initial_loss'].median():.2f} in the median."
+        f"{of(int(nan.sum()), n).capitalize()} seeds are NaN within {plural(int(runs['epochs'].iloc[0]), 'epoch')}: "
+        f"{percent((nan & ~later_epochs).mean())} first in epoch 1, {percent(second / n)} in epoch 2. "
+        f"{of(int(stays[nan].sum()), int(nan.sum())).capitalize()} of these stay NaN. The printed mean is "
+        f"{printed.iloc[0]:.2f} at step 1 and {printed[first_epoch]:.2f} at the end of epoch 1 (medians)."
     )
     return Verdict(verdict, *_share(count, n), "Wilson", n, sentence)
 
 
-def _count(runs: pd.DataFrame, outcome: str) -> int:
-    return int((runs["outcome"] == outcome).sum())
-
-
-def _share(count: int, n: int) -> tuple[float, float, float]:
-    """Return a share and the ends of its 95 % interval; of no runs, any share is possible."""
-    return (count / n, *wilson(count, n)) if n else (0.0, 0.0, 1.0)
-
-
-def _beyond(bound: float, low: float, high: float) -> str:
-    """Return whether an interval lies above a bound ("supported"), below it ("refuted"), or holds it."""
-    return "supported" if low > bound else "refuted" if high < bound else "undecided"
-
-
-def _of(count: int, n: int) -> str:
-    if count and count == n:
-        return f"all {n:,}"
-    return f"{count:,} of {n:,}" if count else f"none of {n:,}"
-
-
-def _total(cells: pd.DataFrame, outcome: str) -> str:
-    """Return how many runs of some cells had an outcome."""
-    return _of(int(cells[f"{outcome}_runs"].sum()), int(cells["n"].sum()))
-
-
-def _percent(share: Any) -> str:
-    return f"{100 * share:.3g} %"
-
-
-def _more(difference: float) -> str:
-    """Return a difference of shares in words."""
-    if not difference:
-        return "as many runs as"
-    return f"{_percent(abs(difference))} {'fewer' if difference < 0 else 'more'} runs than"
-
-
-def _later(steps: float) -> str:
-    """Return a difference of steps in words."""
-    if not steps:
-        return "as soon as"
-    return f"{abs(steps):,.0f} steps {'earlier' if steps < 0 else 'later'} than"
-
-
-def _rates(chosen: pd.Series[float], tried: pd.Series[float]) -> str:
-    """Return some of the rates that were tried in words: as a range only if it leaves none of them out."""
-    rates = sorted(set(chosen))
-    if not rates:
-        return "at no rate"
-    if len(rates) == 1 or len(rates) < tried[tried.between(rates[0], rates[-1])].nunique():
-        return f"at {', '.join(f'{rate:g}' for rate in rates)}"
-    return f"from {rates[0]:g} on" if rates[-1] == tried.max() else f"from {rates[0]:g} to {rates[-1]:g}"
-
-
-def _with_broken_loss(study: Study) -> str:
-    """Return in words how many runs with Axon 0.6.1's loss solve XOR, whatever their rate."""
-    cells = study.where("lr", **BROKEN)
-    return f"On the broken loss {_total(cells, 'solved')} runs at {_plural(len(cells), 'rate')} solve XOR."
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _nonfinite(study: Study, first: int, second: int) -> Effect:
-    return _difference(study, first, second, "nonfinite")
-
-
-def _difference(study: Study, first: int, second: int, outcome: str) -> Effect:
-    one, other = study.pairs(first, second)
-    return paired_difference(one["outcome"] == outcome, other["outcome"] == outcome)
-
-
-def _steps(study: Study, first: int, second: int) -> tuple[Effect, int]:
-    """Return by how many steps the second cell solves later, over the seeds that both solve, and how many these are."""
-    one, other = (runs["solved_step"].reset_index(drop=True) for runs in study.pairs(first, second))
-    both = one.notna() & other.notna()
-    return paired_shift(one[both].astype(float), other[both].astype(float)), int(both.sum())
-
-
-def _cause(evidence: Evidence, cells: pd.DataFrame, what: str, besides: str) -> Verdict:
-    """Judge a root cause: does anything within `cells` turn the sound network, paired by seed, into NaN?
-
-    The effect is that of the cell with the most NaN; p-values are adjusted for the number of cells by Holm's method.
+def _cause(evidence: Evidence, name: str, besides: str = "") -> Verdict:
+    """Judge a suspect by the rule of `causes`; the effect is the necessity of its best change.
 
     Args:
         evidence: the runs.
-        cells: rows of the study's cells, the sound network among them or not.
-        what: the start of the sentence.
-        besides: its end.
+        name: of the suspect.
+        besides: the end of the sentence.
     """
-    study = evidence.study
-    sound = study.one()
-    # The sound network may be one of the cells; it can't be compared with itself.
-    others = [int(cell) for cell in cells.index if cell != sound]
-    effects = [_nonfinite(study, sound, cell) for cell in others]
-    adjusted = holm([effect.p for effect in effects])
-    worst = max(range(len(others)), key=lambda index: effects[index].value)
-    n = len(study.pairs(sound, others[worst])[0])
-    runs, count = int(cells["n"].sum()), int(cells["nonfinite_runs"].sum())
-    if any(p < SIGNIFICANT and e.value > 0 for p, e in zip(adjusted, effects, strict=True)):
-        verdict, nan = "supported", f"most with {describe(study.cells.iloc[others[worst]])}"
-    else:
-        verdict = "undecided" if count else "not the cause"
-        nan = f"95 % sure: fewer than {_percent(wilson(count, runs)[1])}"
-    sentence = f"{what}: {_of(count, runs)} runs in {len(cells)} cells are NaN ({nan}). {besides}".strip()
-    return Verdict(verdict, *effects[worst][:3], f"McNemar, Holm over {len(others)} cells", n, sentence)
+    table = suspects_of(evidence)
+    rows = table[table["suspect"] == name]
+    judgement = causes.judge(rows)
+    best, worst = judgement.best, judgement.worst
+    bound = max(high for column in ("ps", "ps_pytorch") for _, high in causes.simultaneous(rows, column))
+    source = "ps" if best_of(worst["ps"]) >= best_of(worst["ps_pytorch"]) else "ps_pytorch"
+    on_sound = f"most with {worst['level']}: {percent(worst[source])}"
+    if not rows[["ps", "ps_pytorch"]].max().max():
+        on_sound = f"none is NaN; with 95 % confidence fewer than {percent(bound)} are with any of the changes"
+    sentence = (
+        f"On the failing configuration {plural(int(rows['pn'].count()), 'change')}: the best, {best['level']}, takes "
+        f"NaN from {percent(best['pn'])} of the seeds that had it; {percent(best['cure'])} solve XOR with it. On sound "
+        f"ones {plural(int(rows['ps'].count() + rows['ps_pytorch'].count()), 'change')}: {on_sound}. {besides}"
+    ).strip()
+    effect = best["pn"], best["pn_low"], best["pn_high"]
+    return Verdict(judgement.verdict, *effect, f"PN, PS: Wilson, {len(rows)} changes", int(best["n"]), sentence)
 
 
-@_claim("root cause", "learning_rate")
+def best_of(value: float) -> float:
+    """Return a share, or less than any share if it is missing."""
+    return -1.0 if np.isnan(value) else value
+
+
+@_claim("root cause", "interventions,learning_rate")
 def cause_learning_rate(evidence: Evidence) -> Verdict:
     """SGD without a given rate: the default may be too large.
 
-    It is a cause if some rate turns the sound network into NaN. Reads the article's network with SGD at all rates.
+    Judged by the rule of `causes`: SGD at other rates, with 40 / lr steps below 0.001.
     """
     cells = evidence.study.where("lr")
     good, bad = cells[cells["solved"] > 0.99], cells[cells["diverged"] > 0.5]
-    besides = f"More than 99 % solve XOR {_rates(good['lr'], cells['lr'])}"
+    besides = f"With PyTorch's loss more than 99 % solve XOR {rates(good['lr'], cells['lr'])}"
     if len(bad):
-        besides += f"; {_rates(bad['lr'], cells['lr'])} most diverge ({_total(bad, 'nonfinite')} go to NaN)"
-    what = f"SGD at {len(cells)} rates from {cells['lr'].min():g} to {cells['lr'].max():g}"
-    return _cause(evidence, cells, what, f"{besides}.")
+        besides += f"; {rates(bad['lr'], cells['lr'])} most diverge ({total(bad, 'nonfinite')} go to NaN)"
+    return _cause(evidence, "learning rate", f"{besides}.")
 
 
-@_claim("root cause", "initialization")
+@_claim("root cause", "interventions,initialization")
 def cause_initialization(evidence: Evidence) -> Verdict:
     """Some weight initializations make the gradient explode.
 
-    It is a cause if some initializer, at some gain, turns the sound network into NaN. Reads the article's network with
-    every initializer at every gain, with SGD at 0.01 and 0.1.
+    Judged by the rule of `causes`: other initializers, and other scales of the initial weights.
     """
-    cells = evidence.study.where("lr", "init", "init.value", "init.scale", "gain", lr=[0.01, 0.1])
-    at_default = cells[(cells["gain"] == 1) & (cells["lr"] == 0.1)]
-    never = sorted(at_default[at_default["solved"] == 0]["init"])
-    huge = cells[cells["gain"] == cells["gain"].max()]
-    besides = f"At gain 1 and rate 0.1 {', '.join(never) or 'no initializer'} never solve{'s' * (len(never) < 2)} XOR. "
-    diverged = _percent(huge["diverged_runs"].sum() / huge["n"].sum())
-    besides += f"With gain {huge['gain'].iloc[0]:g}, {diverged} diverge."
-    what = f"{cells['init'].nunique()} initializers at gains {cells['gain'].min():g} to {cells['gain'].max():g}"
-    return _cause(evidence, cells, what, besides)
+    return _cause(evidence, "initialization")
 
 
-@_claim("root cause", "loss,learning_rate")
+@_claim("root cause", "interventions,loss")
 def cause_loss(evidence: Evidence) -> Verdict:
     """Binary cross-entropy suits the task but needs a fitting learning rate.
 
-    It is a cause if binary cross-entropy as frameworks ship it (PyTorch's two, Keras's) turns the sound network into
-    NaN at some rate. Reads the article's network with these losses, SGD at all rates.
+    Judged by the rule of `causes`: other losses, in Axon's arithmetic on its configurations. On PyTorch's, a loss
+    without guards is another loss, so it does not count against cross-entropy as shipped.
     """
-    study = evidence.study
-    cells = study.where("lr", loss=list(AS_SHIPPED))
-    naive = study.where("lr", loss="binary_cross_entropy_naive")
-    nan = naive[naive["nonfinite_runs"] > 0]
-    besides = f"Written as in a textbook, without guards, it is NaN {_rates(nan['lr'], naive['lr'])}"
-    besides += f" ({_total(nan, 'nonfinite')} runs)." if len(nan) else "."
-    return _cause(evidence, cells, f"Cross-entropy as shipped ({', '.join(AS_SHIPPED.values())})", besides)
+    cells = evidence.study.where("lr", loss="binary_cross_entropy_naive")
+    nan = cells[cells["nonfinite_runs"] > 0]
+    besides = f"Written as in a textbook, without guards, it is NaN {rates(nan['lr'], cells['lr'])}"
+    besides += f" ({total(nan, 'nonfinite')} runs)." if len(nan) else "."
+    return _cause(evidence, "loss", besides)
 
 
-@_claim("root cause", "activation,initialization,root_causes")
+@_claim("root cause", "interventions,activation")
 def cause_activation_pairing(evidence: Evidence) -> Verdict:
     """tanh with sigmoid can make gradients vanish or explode.
 
-    It is a cause if tanh with sigmoid turns into NaN at some rate and initialization with a loss as shipped. Reads all
-    runs with tanh, sigmoid and such a loss that differ only in rate, initializer and gain.
+    Judged by the rule of `causes`: other hidden activations, relu with He's initialization, and another output. What
+    gradients do is measured by `gradients_explode` and `gradients_vanish`.
     """
-    study = evidence.study
-    cells = study.where("lr", "init", "init.value", "init.scale", "gain", loss=list(AS_SHIPPED))
-    parts = []
-    for output in ("identity", "tanh"):
-        squared = study.where("lr", "activation.hidden", activation__output=output, loss="mean_squared_error")
-        nan = squared[squared["nonfinite_runs"] > 0]
-        parts.append(f"{output} {_rates(nan['lr'], squared['lr'])} ({_total(squared, 'nonfinite')} runs)")
-    besides = f"With squared error, other outputs are NaN: {', '.join(parts)}."
-    return _cause(evidence, cells, "tanh with sigmoid, at any rate and initialization", besides)
+    return _cause(evidence, "activation pairing")
 
 
-def _fix(study: Study, pairs: Sequence[tuple[int, int]], what: str) -> Verdict:
-    """Judge a fix on the broken loss: do the runs train, without NaN, in all settings?
-
-    The effect is how much more often XOR is solved, in the setting where that is least.
+def _remedy(evidence: Evidence, claim: str, besides: str = "") -> Verdict:
+    """Judge a fix or a practice by the words of `remedies`; the effect is the share that solves XOR with the best.
 
     Args:
-        study: the runs.
-        pairs: the cells without and with the fix, for each setting.
-        what: the start of the sentence.
+        evidence: the runs.
+        claim: whose remedies are read.
+        besides: the end of the sentence.
     """
-    effects = [_difference(study, broken, fixed, "solved") for broken, fixed in pairs]
-    adjusted = holm([effect.p for effect in effects])
-    before, after = (study.cells.loc[list(cells)] for cells in zip(*pairs, strict=True))
-    least = min(range(len(pairs)), key=lambda index: effects[index].value)
-    cures = all(p < SIGNIFICANT and e.value > 0 for p, e in zip(adjusted, effects, strict=True))
-    verdict = "refuted" if effects[least].high < EQUIVALENT else "undecided"
-    verdict = "supported" if cures and not after["nonfinite_runs"].sum() else verdict
+    table = remedies_of(evidence)
+    rows, reported = remedies.of_claim(table, claim), table.iloc[0]
+    best = rows.iloc[0]
+    words = [f"{name} {word}" for name, word in zip(rows["remedy"], rows["word"], strict=True)]
+    sound = [f"{name} {word}" for name, word in zip(rows["remedy"], rows["sound_word"], strict=True)]
     sentence = (
-        f"{what}: NaN in {_total(before, 'nonfinite')} runs before and {_total(after, 'nonfinite')} after; XOR is "
-        f"solved by {_total(after, 'solved')}."
+        f"Failing configuration: {listed(words)} ({best['remedy']}: NaN {percent(reported['nan'])} before, "
+        f"{percent(best['nan'])} with it; {percent(best['solved'])} solve XOR). Sound one: {listed(sound)}. {besides}"
+    ).strip()
+    test = f"McNemar, Holm over {len(table) - 1} remedies"
+    return Verdict(
+        str(best["word"]), best["solved"], best["solved_low"], best["solved_high"], test, best["n"], sentence
     )
-    if verdict == "refuted" and _nonfinite(study, *pairs[least]).value < 0 and after["diverged"].max() > 0.5:
-        sentence += " The runs avoid NaN but stall at a high loss."
-    n, test = len(study.pairs(*pairs[least])[0]), "McNemar, Holm" if len(pairs) > 1 else "McNemar"
-    return Verdict(verdict, *effects[least][:3], test, n, sentence)
 
 
-@_claim("fix", "mechanism")
+@_claim("fix", "interventions")
 def fix_newest_version(evidence: Evidence) -> Verdict:
     """Use the newest version of the framework.
 
-    It is a fix if the loss of Axon 0.7.0, where that of 0.6.1 fails, trains without NaN. Reads both losses with SGD
-    at 0.01 and 0.1 and with Adam.
+    Judged by the words of `remedies`: Axon 0.7.0 on the failing configuration.
     """
-    study = evidence.study
-    pairs = [(study.one(**BROKEN, **setting), study.one(**NEWEST, **setting)) for setting in SETTINGS.values()]
-    return _fix(study, pairs, f"Axon 0.7.0 instead of 0.6.1 ({', '.join(SETTINGS)})")
+    return _remedy(evidence, "fix_newest_version")
 
 
-@_claim("fix", "mechanism")
+@_claim("fix", "interventions")
 def fix_sgd_0_01(evidence: Evidence) -> Verdict:
     """SGD with learning rate 0.01.
 
-    It is a fix if it trains where no rate given does not. Reads the runs of Axon 0.6.1's loss with no rate given, which
-    are the runs with 0.01: the study would not even give them two identities.
+    Judged by the words of `remedies`. The runs with no rate given are the runs with 0.01: they have one identity.
     """
     study = evidence.study
-    pair = study.one(**BROKEN), study.one(**BROKEN, lr=0.01)
-    verdict = _fix(study, [pair], "SGD at 0.01 with the loss of Axon 0.6.1")
-    same = " 0.01 is already the default rate of SGD, so these are the same runs." if pair[0] == pair[1] else ""
-    return verdict._replace(sentence=f"{verdict.sentence}{same}")
+    same = (
+        "It is the default rate, so these are the same runs."
+        if study.one(**BROKEN) == study.one(**BROKEN, lr=0.01)
+        else ""
+    )
+    return _remedy(evidence, "fix_sgd_0_01", same)
 
 
-@_claim("fix", "mechanism")
+@_claim("fix", "interventions")
 def fix_adam(evidence: Evidence) -> Verdict:
     """Adam.
 
-    It is a fix if Adam, at Axon's own rate of 0.001, trains where SGD does not. Reads Axon 0.6.1's loss with both.
+    Judged by the words of `remedies`: Axon's Adam at its own rate of 0.001. The sentence also counts other rates.
     """
-    study = evidence.study
-    pairs = [(study.one(**BROKEN), study.one(**BROKEN, **SETTINGS["Adam 0.001"]))]
-    return _fix(study, pairs, "Adam with the loss of Axon 0.6.1")
+    cells = evidence.study.where("lr", **BROKEN, optimizer=ADAM)
+    nan = cells[cells["nonfinite_runs"] > 0]
+    besides = f"At {plural(len(cells), 'rate')} {total(cells, 'solved')} runs solve XOR; some are NaN "
+    return _remedy(evidence, "fix_adam", f"{besides}{rates(nan['lr'], cells['lr'])}.")
 
 
-@_claim("practice", "learning_rate")
+@_claim("practice", "interventions,learning_rate")
 def practice_small_rate(evidence: Evidence) -> Verdict:
     """Start SGD at 0.01 or less.
 
-    It is good practice if the best rate up to 0.01 solves the sound network no less often and no later than the best
-    larger one. Reads SGD at all rates. The effect is how many steps the larger rate solves earlier (negative), or the
-    difference in rates where they differ.
+    Judged by the words of `remedies`: smaller rates than the default, with 40 / lr steps below 0.001. The sentence adds
+    what ten times the default rate does to PyTorch's network.
     """
     study = evidence.study
-    cells = study.where("lr")
-    small, large = (_best(part) for part in (cells[cells["lr"] <= 0.01], cells[cells["lr"] > 0.01]))
-    rates = _difference(study, small, large, "solved")
-    steps, n = _steps(study, small, large)
-    lr = study.cells["lr"]
-    # A larger rate that solves fewer but sooner decides nothing.
-    worse = steps.p < SIGNIFICANT and steps.value < 0 and rates.value >= 0
-    verdict = "refuted" if worse else "supported" if rates.value <= 0 and steps.value >= 0 else "undecided"
-    tiny = cells[cells["lr"] < 0.01].sort_values("lr").iloc[-1]
-    sentence = (
-        f"The best rate up to 0.01 is {lr[small]:g}; {lr[large]:g} solves {_more(rates.value)} it, "
-        f"{_later(steps.value)} it (median of {n:,} pairs). {_percent(tiny['solved'])} solve in "
-        f"{_plural(tiny['epochs'], 'epoch')} at {tiny['lr']:g}. {_with_broken_loss(study)}"
+    small, large = study.one(), study.one(lr=0.1)
+    often, (steps, n) = difference(study, small, large, "solved"), steps_between(study, small, large)
+    besides = (
+        f"With PyTorch's loss 0.1 solves {more(often.value)} 0.01, {later(steps.value)} it (median of {n:,} pairs)."
     )
-    return Verdict(verdict, *steps[:3], "Wilcoxon, bootstrap", n, sentence)
+    return _remedy(evidence, "practice_small_rate", besides)
 
 
-def _best(cells: pd.DataFrame) -> int:
-    """Return the cell that solves most often and, among equals, soonest."""
-    ranked = cells.sort_values(["solved", "solved_step_median"], ascending=[False, True], kind="stable")
-    return int(ranked.index[0])
-
-
-@_claim("practice", "learning_rate")
+@_claim("practice", "learning_rate,optimizer")
 def practice_adam_stable(evidence: Evidence) -> Verdict:
     """Adam is usually more stable, good for beginners.
 
-    It is more stable if, over the rates that both were trained with, fewer runs fail to end solved than with SGD. Reads
-    the sound network with SGD and Adam at these rates, paired by rate and seed.
+    Judged on PyTorch's network over all rates that SGD and Adam were both trained with: it "helps" if more runs end
+    solved with Adam, "harms" if fewer. Which rates are tried decides much, so the interval is one over rates as well as
+    seeds, and "undecided" means that other rates may turn the sign.
     """
     study = evidence.study
     by_name = {name: study.where("lr", optimizer=name) for name in ("sgd", "adam")}
     common = sorted(set(by_name["sgd"]["lr"]) & set(by_name["adam"]["lr"]))
+    if len(common) < 2:
+        raise StudyError("SGD and Adam have fewer than two rates in common")
     pairs = [study.pairs(study.one(optimizer="sgd", lr=lr), study.one(optimizer="adam", lr=lr)) for lr in common]
-    sgd, adam = (pd.concat(runs)["outcome"] == "solved" for runs in zip(*pairs, strict=True))
-    effect = paired_difference(sgd, adam)
-    ranges = [_rates(cells[cells["solved"] >= 0.95]["lr"], cells["lr"]) for cells in by_name.values()]
-    broken = study.where("lr", **BROKEN, optimizer=ADAM)
-    sentence = (
-        f"Over {len(common)} rates from {common[0]:g} to {common[-1]:g} Adam solves {_more(effect.value)} SGD; 95 % "
-        f"solve {ranges[1]} with Adam and {ranges[0]} with SGD. On the broken loss {_total(broken, 'nonfinite')} runs "
-        f"with Adam are NaN and {_total(broken, 'solved')} solve XOR."
+    least = min(len(one) for one, _ in pairs)
+    sgd, adam = (
+        np.array([runs.head(least)["outcome"] == "solved" for runs in side]) for side in zip(*pairs, strict=True)
     )
-    return Verdict(_better(effect), *effect[:3], "McNemar", len(sgd), sentence)
+    effect, (low, high) = float(adam.mean() - sgd.mean()), difference_over_levels(sgd, adam)
+    ranges = [rates(cells[cells["solved"] >= 0.95]["lr"], cells["lr"]) for cells in by_name.values()]
+    sentence = (
+        f"Over {len(common)} rates from {common[0]:g} to {common[-1]:g} Adam solves {more(effect)} SGD; 95 % solve "
+        f"{ranges[1]} with Adam and {ranges[0]} with SGD."
+    )
+    verdict = _beyond(0.0, low, high, ("helps", "harms"))
+    return Verdict(verdict, effect, low, high, "bootstrap over rates and seeds", sgd.size, sentence)
+
+
+@_claim("practice", "interventions,activation")
+def practice_relu(evidence: Evidence) -> Verdict:
+    """Consider ReLU in the hidden layer.
+
+    Judged by the words of `remedies`: relu alone, and with He's initialization. The sentence adds PyTorch's network at
+    the rate of 0.1.
+    """
+    study = evidence.study
+    tanh, relu = study.one(lr=0.1), study.one(lr=0.1, activation__hidden="relu")
+    solved, (steps, both) = study.cells["solved"], steps_between(study, tanh, relu)
+    besides = (
+        f"With PyTorch's loss at rate 0.1 {percent(solved[relu])} solve XOR with relu, {percent(solved[tanh])} with "
+        f"tanh; where both do, relu does so {later(steps.value)} tanh (median of {both:,} pairs)."
+    )
+    return _remedy(evidence, "practice_relu", besides)
+
+
+@_claim("practice", "interventions,clipping")
+def practice_gradient_clipping(evidence: Evidence) -> Verdict:
+    """Add gradient clipping against explosion.
+
+    Judged by the words of `remedies`: clipping the norm and single values. The sentence counts all bounds and rates.
+    """
+    study = evidence.study
+    cells = study.where("clip", "clip.bound", "lr", **BROKEN)
+    clipped = cells[cells["clip"] != "none"]
+    nan = clipped[clipped["nonfinite_runs"] > 0]
+    besides = (
+        f"Over {plural(len(clipped), 'bound and rate').replace('bound and rates', 'bounds and rates')} "
+        f"{total(clipped, 'solved')} clipped runs solve XOR, and {total(nan, 'nonfinite')} are NaN "
+        f"{rates(nan['lr'], cells['lr'])}."
+    )
+    return _remedy(evidence, "practice_gradient_clipping", besides)
+
+
+@_claim("practice", "interventions,initialization")
+def practice_initialization(evidence: Evidence) -> Verdict:
+    """Try other weight initializations.
+
+    Judged by the words of `remedies`. The sentence counts all initializers, and their scales.
+    """
+    cells = evidence.study.where("init", "init.value", "init.scale", "init.mode", "init.distribution", "gain", **BROKEN)
+    besides = (
+        f"On the failing configuration {total(cells, 'solved')} runs with {plural(len(cells), 'initializer')} or "
+        f"scales solve XOR, {total(cells, 'nonfinite')} are NaN."
+    )
+    return _remedy(evidence, "practice_initialization", besides)
+
+
+@_claim("outcome", "interventions")
+def verify_stable(evidence: Evidence) -> Verdict:
+    """With the fixes, training is stable, without NaN.
+
+    Reads the failing configuration with each of the article's three fixes. Supported if NaN is below 5 % with each. The
+    effect is the largest share of NaN.
+    """
+    rows = _fixed(evidence)
+    worst = rows.sort_values("nan").iloc[-1]
+    verdict = "supported" if (rows["nan_high"] < EQUIVALENT).all() else "undecided"
+    verdict = "refuted" if (rows["nan_low"] > EQUIVALENT).any() else verdict
+    sentence = f"NaN: {listed([f'{percent(row.nan)} with {row.remedy}' for row in rows.itertuples()])}."
+    return Verdict(verdict, worst["nan"], worst["nan_low"], worst["nan_high"], "Wilson", worst["n"], sentence)
+
+
+def _fixed(evidence: Evidence) -> pd.DataFrame:
+    """Return the rows of remedies that are the article's fixes, in its order."""
+    table = remedies_of(evidence)
+    rows = table[table["claim"].str.startswith("fix_")]
+    if rows.empty:
+        raise StudyError("no fix was run")
+    return rows
+
+
+@_claim("outcome", "interventions")
+def verify_accurate(evidence: Evidence) -> Verdict:
+    """With the fixes, the network predicts XOR correctly.
+
+    Reads the same runs as `verify_stable`. Supported if more than 95 % solve XOR with each fix. The effect is the
+    smallest share.
+    """
+    rows = _fixed(evidence)
+    least = rows.sort_values("solved").iloc[0]
+    verdict = "supported" if (rows["solved_low"] > 1 - EQUIVALENT).all() else "undecided"
+    verdict = "refuted" if (rows["solved_high"] < 1 - EQUIVALENT).any() else verdict
+    sentence = f"XOR is solved by {listed([f'{percent(row.solved)} with {row.remedy}' for row in rows.itertuples()])}."
+    return Verdict(verdict, least["solved"], least["solved_low"], least["solved_high"], "Wilson", least["n"], sentence)
+
+
+@_claim("outcome", "interventions")
+def verify_boundary(evidence: Evidence) -> Verdict:
+    """With the fixes, a picture shows the decision boundary.
+
+    It does if, in the article's picture of 50 x 50 points over the unit square, both classes appear, the corners are on
+    their own sides, and neither class is only a corner (1 % of the points at least). Supported if more than 95 % of the
+    pictures do with each fix. Reads the table "boundaries": the pictures of the first 100 seeds with each fix. The
+    effect is the smallest share of such pictures.
+    """
+    table = evidence.tables["boundaries"]
+    shows = table.assign(shows=table["corners_right"] & table["share_true"].between(0.01, 0.99))
+    by_fix = {str(fix): (int(rows["shows"].sum()), len(rows)) for fix, rows in shows.groupby("fix", sort=False)}
+    shares = {fix: _share(*counts) for fix, counts in by_fix.items()}
+    verdict = "supported" if all(low > 1 - EQUIVALENT for _, low, _ in shares.values()) else "undecided"
+    verdict = "refuted" if any(high < 1 - EQUIVALENT for *_, high in shares.values()) else verdict
+    least = min(shares, key=lambda fix: shares[fix][0])
+    sentence = f"Pictures that show it: {listed([f'{of(*counts)} with {fix}' for fix, counts in by_fix.items()])}."
+    return Verdict(verdict, *shares[least], "Wilson", by_fix[least][1], sentence)
+
+
+@_claim("advice", "interventions,optimizer,clipping")
+def advice_version_first(evidence: Evidence) -> Verdict:
+    """Check the framework's version first.
+
+    It is right if, on the failing configuration, the newer version makes more runs solve XOR than the best of all else
+    that the article varies: rate, optimizer, clipping, initialization, hidden activation. The effect is the difference
+    in solved runs.
+    """
+    study = evidence.study
+    free = [("lr", "optimizer", "iterations"), ("clip", "clip.bound"), ("activation.hidden", "init")]
+    free += [("init", "init.value", "init.scale", "init.mode", "init.distribution", "gain")]
+    cells = pd.concat([study.where(*keys, **BROKEN) for keys in free])
+    others = cells[~cells.index.duplicated()]
+    best, newest = _best(others), study.one(**NEWEST)
+    effect = difference(study, best, newest, "solved")
+    sentence = (
+        f"On the failing configuration {total(others, 'solved')} runs solve XOR, over {len(others)} cells of rates, "
+        f"optimizers, clippings, initializers and activations; with Axon 0.7.0 "
+        f"{percent(study.cells['solved'][newest])} do."
+    )
+    return Verdict(_better(effect), *effect[:3], "McNemar", len(study.pairs(best, newest)[0]), sentence)
 
 
 def _better(effect: Effect) -> str:
@@ -439,159 +512,6 @@ def _better(effect: Effect) -> str:
     if effect.p < SIGNIFICANT:
         return "supported" if effect.value > 0 else "refuted"
     return "refuted" if effect.high < EQUIVALENT else "undecided"
-
-
-@_claim("practice", "activation")
-def practice_relu(evidence: Evidence) -> Verdict:
-    """Consider ReLU in the hidden layer.
-
-    It is good practice if relu solves XOR more often than tanh. Reads the sound network with both, SGD at 0.1.
-    """
-    study = evidence.study
-    tanh, relu = study.one(lr=0.1), study.one(lr=0.1, activation__hidden="relu")
-    effect = _difference(study, tanh, relu, "solved")
-    steps, both = _steps(study, tanh, relu)
-    solved = study.cells["solved"]
-    sentence = (
-        f"{_percent(solved[relu])} solve XOR with relu, {_percent(solved[tanh])} with tanh. Where both do, relu "
-        f"does so {_later(steps.value)} tanh (median of {both:,} pairs)."
-    )
-    return Verdict(_better(effect), *effect[:3], "McNemar", len(study.pairs(tanh, relu)[0]), sentence)
-
-
-@_claim("practice", "clipping")
-def practice_gradient_clipping(evidence: Evidence) -> Verdict:
-    """Add gradient clipping against explosion.
-
-    It protects if runs with Axon 0.6.1's loss, SGD at 0.01, are NaN less often with every clipping that was tried;
-    whether they then train, which is more than is claimed, is reported. The effect is the difference in NaN of the
-    clipping that takes least of it away. Reads that loss, and the sound one, with and without clipping.
-    """
-    study = evidence.study
-    broken = study.one(**BROKEN)
-    cells = study.where("clip", "clip.bound", **BROKEN)
-    clipped = cells[cells["clip"] != "none"]
-    effects = [_nonfinite(study, broken, int(cell)) for cell in clipped.index]
-    adjusted = holm([effect.p for effect in effects])
-    effect = max(effects, key=lambda effect: effect.value)
-    protects = all(p < SIGNIFICANT and e.value < 0 for p, e in zip(adjusted, effects, strict=True))
-    verdict = "supported" if protects else "refuted" if effect.low > -EQUIVALENT else "undecided"
-    # At rate 10 the sound network diverges, which is what clipping is said to prevent.
-    fast = study.where("clip", "clip.bound", lr=10.0)
-    best = fast[fast["clip"] != "none"].sort_values("solved").iloc[-1]
-    unclipped = fast[fast["clip"] == "none"].iloc[0]
-    sentence = (
-        f"With the loss of Axon 0.6.1 {_percent(cells.loc[broken, 'nonfinite'])} are NaN without clipping and at most "
-        f"{_percent(clipped['nonfinite'].max())} with it; {_total(clipped, 'solved')} clipped runs solve XOR. On the "
-        f"sound network at rate 10, {_percent(unclipped['solved'])} solve it without clipping and "
-        f"{_percent(best['solved'])} with the best ({describe(best)})."
-    )
-    n = len(study.runs_of(broken))
-    return Verdict(verdict, *effect[:3], f"McNemar, Holm over {len(effects)} cells", n, sentence)
-
-
-@_claim("practice", "initialization")
-def practice_initialization(evidence: Evidence) -> Verdict:
-    """Try other weight initializations.
-
-    It helps if some other initializer trains Axon 0.6.1's loss, where the failure is; what it gains on the sound
-    network is reported. The effect is the difference in solved runs of the best. Reads all initializers with SGD at
-    0.01.
-    """
-    study = evidence.study
-    broken = study.one(**BROKEN)
-    others = study.where("init", "init.value", "init.scale", **BROKEN).drop(index=broken)
-    effects = [_difference(study, broken, int(cell), "solved") for cell in others.index]
-    adjusted = holm([effect.p for effect in effects])
-    best = max(range(len(effects)), key=lambda index: effects[index].value)
-    effect, n = effects[best], len(study.pairs(broken, int(others.index[best]))[0])
-    helps = adjusted[best] < SIGNIFICANT and effect.value > 0
-    verdict = "supported" if helps else "refuted" if effect.high < EQUIVALENT else "undecided"
-    soonest = _best(study.where("init", "init.value", "init.scale"))
-    steps, both = _steps(study, study.one(), soonest)
-    sentence = (
-        f"With the loss of Axon 0.6.1 {_total(others, 'solved')} runs with {len(others)} other initializers solve XOR. "
-        f"The best on the sound network, {study.cells['init'][soonest]}, solves XOR {_later(steps.value)} "
-        f"{RunSpec().init} (median of {both:,} pairs)."
-    )
-    return Verdict(verdict, *effect[:3], f"McNemar, Holm over {len(others)} cells", n, sentence)
-
-
-@lru_cache(maxsize=1)
-def _fixed_runs(evidence: Evidence) -> tuple[str, pd.DataFrame]:
-    """Return the names of the fixes that are supported, and the runs with them; none if no fix is."""
-    study = evidence.study
-    settings: dict[str, list[dict[str, Any]]] = {
-        "fix_newest_version": [NEWEST | setting for setting in SETTINGS.values()],
-        "fix_sgd_0_01": [BROKEN | SETTINGS["SGD 0.01"]],
-        "fix_adam": [BROKEN | SETTINGS["Adam 0.001"]],
-    }
-    names = [name for name in settings if CLAIMS[name].judge(evidence).verdict == "supported"]
-    cells = [study.one(**setting) for name in names for setting in settings[name]]
-    return ", ".join(names) or "no fix", study.pooled(study.cells.loc[cells])
-
-
-@_claim("outcome", "mechanism")
-def verify_stable(evidence: Evidence) -> Verdict:
-    """With the fixes, training is stable, without NaN.
-
-    Reads the runs with the fixes whose verdict is `supported`. The effect is the share of NaN.
-    """
-    names, runs = _fixed_runs(evidence)
-    count, n = _count(runs, "nonfinite"), len(runs)
-    share, low, high = _share(count, n)
-    verdict = "refuted" if count else "supported" if high < EQUIVALENT else "undecided"
-    sentence = f"With {names}, {_of(count, n)} runs are NaN (95 % sure: fewer than {_percent(high)})."
-    return Verdict(verdict, share, low, high, "Wilson", n, sentence)
-
-
-@_claim("outcome", "mechanism")
-def verify_accurate(evidence: Evidence) -> Verdict:
-    """With the fixes, the network predicts XOR correctly.
-
-    Reads the same runs as `verify_stable`. The effect is the share that solves XOR.
-    """
-    names, runs = _fixed_runs(evidence)
-    count, n = _count(runs, "solved"), len(runs)
-    share = _share(count, n)
-    sentence = f"With {names}, {_of(count, n)} runs answer all four corners rightly."
-    return Verdict(_beyond(1 - EQUIVALENT, *share[1:]), *share, "Wilson", n, sentence)
-
-
-@_claim("outcome", "mechanism")
-def verify_boundary(evidence: Evidence) -> Verdict:
-    """With the fixes, a picture shows the decision boundary.
-
-    It does if, in the article's picture of 50 x 50 points over the unit square, both classes appear, the corners are on
-    their own sides, and neither class is only a corner (1 % of the points at least). Reads the table "boundaries": the
-    pictures of the first 100 seeds with Axon 0.7.0's loss and SGD at 0.01. The effect is the share of such pictures.
-    """
-    table = evidence.tables["boundaries"]
-    shows = table["corners_right"] & table["share_true"].between(0.01, 0.99)
-    count, n = int(shows.sum()), len(table)
-    share = _share(count, n)
-    median = _percent(table["share_true"].median())
-    sentence = f"{_of(count, n).capitalize()} pictures show it; {median} of the square is called true in the median."
-    return Verdict(_beyond(1 - EQUIVALENT, *share[1:]), *share, "Wilson", n, sentence)
-
-
-@_claim("advice", "mechanism,optimizer,clipping,initialization")
-def advice_version_first(evidence: Evidence) -> Verdict:
-    """Check the framework's version first.
-
-    It is right if, with the broken loss, the newer version trains and nothing else that the article varies does: rate,
-    optimizer, clipping, initialization. The effect is the difference in solved runs between the version and the best of
-    all else, at SGD 0.01. Reads all runs with Axon 0.6.1's loss.
-    """
-    study = evidence.study
-    others = study.where("lr", "optimizer", "clip", "clip.bound", "init", "init.value", "init.scale", **BROKEN)
-    best, newest = _best(others), study.one(**NEWEST)
-    effect = _difference(study, best, newest, "solved")
-    sentence = (
-        f"With the loss of 0.6.1 {_total(others, 'solved')} runs solve XOR, over {len(others)} cells of rates, "
-        f"optimizers, clippings and initializers; with that of 0.7.0 {_percent(study.cells['solved'][newest])} do."
-    )
-    return Verdict(_better(effect), *effect[:3], "McNemar", len(study.pairs(best, newest)[0]), sentence)
 
 
 @_claim("advice", "root_causes")
@@ -609,75 +529,79 @@ def advice_tune(evidence: Evidence) -> Verdict:
     # Wider than the interval of the difference, whose two shares come from the same seeds.
     low, high = rate["low"] - rest["high"], rate["high"] - rest["low"]
     sentence = (
-        f"On sound networks the rate alone explains {_percent(rate['share'])} of the variance of success, the largest "
-        f"other single factor, {rest['term']}, {_percent(rest['share'])}. {_with_broken_loss(evidence.study)}"
+        f"On sound networks the rate alone explains {percent(rate['share'])} of the variance of success, the largest "
+        f"other single factor, {rest['term']}, {percent(rest['share'])}."
     )
     effect = rate["share"] - rest["share"], low, high
     n = int(table["n"].iloc[0])
     return Verdict(_beyond(0.0, low, high), *effect, "variance decomposition, bootstrap", n, sentence)
 
 
-@_claim("advice", "optimizer")
+@_claim("advice", "interventions,optimizer")
 def advice_optimizers(evidence: Evidence) -> Verdict:
     """Try several optimizers.
 
-    It is good advice about the sound network if, each at its own default rate, some other one solves XOR sooner than
-    SGD at its own and no less often. The effect is by how many steps the best is later (negative: sooner). Reads the
-    sound network with every optimizer at its default rate.
+    It is good advice if some other optimizer cures the failing configuration, each at its own default rate; what the
+    best gains on PyTorch's network is reported. The effect is the largest share of runs that solve XOR on the failing
+    configuration.
     """
     study = evidence.study
-    sgd = study.one()
-    rates = {name: RunSpec(optimizer=name).lr for name in study.where("lr", "optimizer")["optimizer"].unique()}
-    others = {name: study.where(optimizer=name, lr=rate) for name, rate in rates.items() if name != "sgd"}
-    tried = {name: int(cell.index[0]) for name, cell in others.items() if len(cell)}
-    effects = {name: _steps(study, sgd, cell) for name, cell in tried.items()}
-    adjusted = dict(zip(effects, holm([effect.p for effect, _ in effects.values()]), strict=True))
-    name = min(effects, key=lambda name: effects[name][0].value)
-    steps, n = effects[name]
-    often = _difference(study, sgd, tried[name], "solved")
-    sooner = adjusted[name] < SIGNIFICANT and steps.value < 0 and often.low > -EQUIVALENT
-    verdict = "supported" if sooner else "refuted" if steps.value >= 0 else "undecided"
-    sentence = (
-        f"At their own rates {name} ({rates[name]:g}) solves XOR {_later(steps.value)} SGD ({rates['sgd']:g}), "
-        f"{_percent(study.cells['solved'][tried[name]])} of runs. {_other_optimizers_on_broken_loss(study)}"
-    )
-    return Verdict(verdict, *steps[:3], f"Wilcoxon, Holm over {len(effects)}, bootstrap", n, sentence)
-
-
-def _other_optimizers_on_broken_loss(study: Study) -> str:
-    """Return in words how the other optimizers than SGD end with Axon 0.6.1's loss, whatever their rate."""
-    cells = study.where("lr", "optimizer", **BROKEN)
-    others = cells[cells["optimizer"] != "sgd"]
+    tried = {}
+    for name in study.where("lr", "optimizer", **BROKEN)["optimizer"].unique():
+        cells = study.where(**BROKEN, optimizer=name, lr=RunSpec(optimizer=str(name)).lr)
+        if name != "sgd" and len(cells):
+            tried[str(name)] = int(cells.index[0])
+    if not tried:
+        raise StudyError("no other optimizer was tried on the failing configuration")
+    row = study.cells.to_dict("index")[_best(study.cells.loc[list(tried.values())])]
+    effect = row["solved"], row["solved_low"], row["solved_high"]
     loss = study.row(**BROKEN, **SETTINGS["Adam 0.001"])["final_loss_median"]
     near = "near" if abs(loss / PLATEAU - 1) < 0.1 else "not near"
+    sentence = (
+        f"On the failing configuration {total(study.cells.loc[list(tried.values())], 'solved')} runs with "
+        f"{listed(list(tried))} solve XOR; Adam's loss ends at {loss:.3g} in the median, {near} the plateau of "
+        f"{PLATEAU:.3g}. {_soonest(study)}"
+    )
+    return Verdict(_beyond(1 - EQUIVALENT, *effect[1:]), *effect, "Wilson", int(row["n"]), sentence)
+
+
+def _soonest(study: Study) -> str:
+    """Return in words which optimizer, at its own rate, solves PyTorch's network soonest."""
+    sgd = study.one()
+    own = {name: RunSpec(optimizer=name).lr for name in study.where("lr", "optimizer")["optimizer"].unique()}
+    cells = {name: study.where(optimizer=name, lr=rate) for name, rate in own.items() if name != "sgd"}
+    effects = {name: steps_between(study, sgd, int(cell.index[0])) for name, cell in cells.items() if len(cell)}
+    if not effects:
+        return ""
+    name = min(effects, key=lambda name: effects[name][0].value)
+    steps, n = effects[name]
+    solved = percent(cells[name]["solved"].iloc[0])
     return (
-        f"On the broken loss {_total(others, 'solved')} runs with {', '.join(others['optimizer'].unique())} solve XOR; "
-        f"Adam's loss ends at {loss:.3g} in the median, {near} the plateau of {PLATEAU:.3g}."
+        f"With PyTorch's loss {name} ({own[name]:g}) solves XOR {later(steps.value)} SGD ({own['sgd']:g}; median of "
+        f"{n:,} pairs), in {solved} of runs."
     )
 
 
-@_claim("advice", "mechanism,loss,precision")
+@_claim("advice", "mechanism,learning_rate,batching,precision,loss")
 def advice_monitoring(evidence: Evidence) -> Verdict:
     """Monitor training so that numerical anomalies are seen early.
 
-    It is right about the reported failure if some monitor warns before nearly every NaN and in nearly no run that ends
-    solved. Reads the table "monitors": four monitors over the studies `mechanism`, `loss` and `precision`, at
-    thresholds chosen on half of the seeds and judged on the other. The effect is the share of NaN that the loss above
-    its start warns of in `mechanism`.
+    Reads the table "monitors"; the rule is that of `monitors.advice`.
     """
-    table = evidence.tables["monitors"].set_index(["study", "monitor"])
-    row = table.to_dict("index")["mechanism", "loss above its start"]
-    warns, quiet = row["true_low"] > 1 - 2 * EQUIVALENT, row["false_high"] < EQUIVALENT
-    verdict = "supported" if warns and quiet and row["lead_median"] > 0 else "undecided"
-    verdict = "refuted" if row["true_high"] < 0.5 or row["false_low"] > EQUIVALENT else verdict
-    most, best = max((monitor["true"], name) for name, monitor in table.loc["all"].iterrows())
-    sentence = (
-        f"With Axon's loss a mean loss above {row['threshold']:.3g} times its start warns of {_percent(row['true'])} "
-        f"of NaN, {row['lead_median']:,.0f} steps ahead in the median, with {_percent(row['false'])} false alarms. "
-        f"Over all failures, those of losses without guards included, the best monitor ({best}) warns of "
-        f"{_percent(most)}."
-    )
-    return Verdict(verdict, row["true"], row["true_low"], row["true_high"], "Wilson", int(row["n"]), sentence)
+    judged = monitors.advice(evidence.tables["monitors"])
+    return Verdict(judged.verdict, judged.effect, judged.low, judged.high, "Wilson", judged.n, judged.sentence)
+
+
+@_claim("open question", "interventions")
+def defects_are_the_cause(evidence: Evidence) -> Verdict:
+    """Are Axon's defects the cause?
+
+    Yes if the rule of `causes`, by which the article's suspects are judged, finds them necessary and sufficient: single
+    repairs on the failing configuration, all three put into the sound ones.
+    """
+    verdict = _cause(evidence, "Axon's defects")
+    answer = {"cause": "yes", "undecided": "undecided"}.get(verdict.verdict, "no")
+    return verdict._replace(verdict=answer)
 
 
 @_claim("open question", "loss,precision")
@@ -696,33 +620,31 @@ def naive_loss_rounds(evidence: Evidence) -> Verdict:
     share = _share(count, n)
     smallest = table["logit"][to_one & (table["dtype"] == "float32")].min()
     sentence = (
-        f"In {_of(count, n)} runs it is the very step at which a probability rounds, in {_of(int(to_one.sum()), n)} to "
+        f"In {of(count, n)} runs it is the very step at which a probability rounds, in {of(int(to_one.sum()), n)} to "
         f"1; the smallest logit at which it does so in float32 is {smallest:.3g}."
     )
     if len(beyond):
         sentence += f" In {len(beyond)}, all in {', '.join(beyond['dtype'].unique())}, 1 / p overflows first."
-    return Verdict(_beyond(1 - EQUIVALENT, *share[1:]), *share, "Wilson", n, sentence)
+    return Verdict(_beyond(1 - EQUIVALENT, *share[1:], ("yes", "no")), *share, "Wilson", n, sentence)
 
 
 @_claim("open question", "learning_rate")
 def small_rate_is_enough(evidence: Evidence) -> Verdict:
-    """Is 0.01 or less enough within ten epochs, and what does a larger rate gain?
+    """Is any rate of 0.01 or less enough within ten epochs?
 
-    It is if 0.01 solves XOR within 10,000 steps in 99 % of runs. Reads SGD at all rates. The effect is the share that
-    is solved.
+    Yes if every such rate solves XOR within 10,000 steps in more than 99 % of runs, no if some does not. Reads SGD on
+    PyTorch's network. The effect is the share that the smallest rate solves.
     """
-    study = evidence.study
-    cell, faster = study.one(), study.one(lr=0.1)
-    row = study.cells.to_dict("index")[cell]
-    share = row["solved"], row["solved_low"], row["solved_high"]
-    steps, n = _steps(study, cell, faster)
-    smaller = study.where("lr").sort_values("lr", ascending=False).query("0.001 <= lr < 0.01")
-    lower = ", ".join(f"{_percent(other['solved'])} at {other['lr']:g}" for _, other in smaller.iterrows())
-    sentence = (
-        f"{_percent(row['solved'])} solve XOR within {_plural(row['epochs'], 'epoch')} at 0.01, {lower}; 0.1 solves it "
-        f"{_later(steps.value)} 0.01, which takes {row['solved_step_median']:,.0f} (medians, {n:,} pairs)."
-    )
-    return Verdict(_beyond(0.99, *share[1:]), *share, "Wilson", int(row["n"]), sentence)
+    cells = evidence.study.where("lr").sort_values("lr")
+    small = cells[cells["lr"] <= 0.01]
+    if small.empty:
+        raise StudyError("no rate of 0.01 or less was run")
+    least = small.sort_values("solved").to_dict("records")[0]
+    verdict = "yes" if (small["solved_low"] > 0.99).all() else "no" if least["solved_high"] < 0.99 else "undecided"
+    shares = [f"{percent(row['solved'])} at {row['lr']:g}" for _, row in small.iterrows()]
+    sentence = f"XOR is solved within {plural(int(least['epochs']), 'epoch')} by {listed(shares)}."
+    effect = least["solved"], least["solved_low"], least["solved_high"]
+    return Verdict(verdict, *effect, "Wilson", int(least["n"]), sentence)
 
 
 @_claim("open question", "activation,width")
@@ -734,15 +656,15 @@ def relu_as_good_as_tanh(evidence: Evidence) -> Verdict:
     """
     study = evidence.study
     pairs = [(study.one(lr=lr), study.one(lr=lr, activation__hidden="relu")) for lr in (0.01, 0.1, 1.0)]
-    effects = [_difference(study, tanh, relu, "solved") for tanh, relu in pairs]
+    effects = [difference(study, tanh, relu, "solved") for tanh, relu in pairs]
     adjusted = holm([effect.p for effect in effects])
     largest = max(range(len(effects)), key=lambda index: abs(effects[index].value))
     same = all(e.low > -EQUIVALENT and e.high < EQUIVALENT for e in effects)
-    verdict = "supported" if same else "refuted" if adjusted[largest] < SIGNIFICANT else "undecided"
+    verdict = "yes" if same else "no" if adjusted[largest] < SIGNIFICANT else "undecided"
     wide = study.where("hidden", lr=0.1, activation__hidden="relu")
     enough = wide[wide["solved_low"] > 0.95]["hidden"]
     effect, rate = effects[largest], study.cells["lr"][pairs[largest][0]]
-    sentence = f"relu solves {_more(effect.value)} tanh with {RunSpec().hidden} units at {rate:g}"
+    sentence = f"relu solves {more(effect.value)} tanh with {RunSpec().hidden} units at {rate:g}"
     sentence += f"; at 0.1 it takes {enough.min()} units to solve 95 %." if len(enough) else "."
     n = len(study.pairs(*pairs[largest])[0])
     return Verdict(verdict, *effect[:3], f"McNemar, Holm over {len(effects)} rates", n, sentence)
@@ -750,15 +672,79 @@ def relu_as_good_as_tanh(evidence: Evidence) -> Verdict:
 
 @_claim("open question", "root_causes")
 def rate_explains_most(evidence: Evidence) -> Verdict:
-    """Which factor explains most of the variance of the outcome?
+    """Does the rate, alone or in an interaction, explain most of the variance of the outcome on sound networks?
 
-    The rate does if its share is the largest of all terms, interactions included. Reads the table "importance". The
-    effect is the share of the term that explains most.
+    Yes if the term with the largest share contains the rate. Reads the table "importance". The effect is the
+    share of the term that explains most.
     """
-    first, second, *others = evidence.tables["importance"].to_dict("records")
-    clear = first["low"] > second["high"]
-    verdict = ("supported" if first["term"] == "lr" else "refuted") if clear else "undecided"
-    rest = ", ".join(f"{row['term']} {_percent(row['share'])}" for row in (second, *others[:2]))
-    sentence = f"{first['term']} explains {_percent(first['share'])} of the variance of solving XOR; then come {rest}."
+    return _explains_most(evidence.tables["importance"], "lr", "solving XOR")
+
+
+@_claim("open question", "interventions")
+def defect_explains_most(evidence: Evidence) -> Verdict:
+    """Do Axon's defects take part in most of the variance of NaN, beside rate, loss, initialization, and so on?
+
+    Yes if, crossed with the suspects, Axon's version has the largest share of the variance, alone and in interactions
+    (its total index). Reads the table "factorial". The effect is the largest such share.
+    """
+    table = evidence.tables["factorial"]
+    table = table[table["kind"] == "total"]
+    return _explains_most(table[table["outcome"] == "nonfinite"], "version", "NaN")
+
+
+def _explains_most(table: pd.DataFrame, factor: str, what: str) -> Verdict:
+    """Judge whether the term that explains most is a factor, or the factor in an interaction with others."""
+    first, second, *others = table.to_dict("records")
+    contains = [factor in str(row["term"]).split(" x ") for row in (first, second)]
+    # Two terms that can't be ranked decide nothing, unless both are of the factor or neither is.
+    clear = first["low"] > second["high"] or contains[0] == contains[1]
+    verdict = ("yes" if contains[0] else "no") if clear else "undecided"
+    rest = ", ".join(f"{row['term']} {percent(row['share'])}" for row in (second, *others[:2]))
+    sentence = f"{first['term']}: {percent(first['share'])} of the variance of {what}; then come {rest}."
     effect = first["share"], first["low"], first["high"]
     return Verdict(verdict, *effect, "variance decomposition, bootstrap", int(first["n"]), sentence)
+
+
+@_claim("open question", "interventions")
+def gradients_explode(evidence: Evidence) -> Verdict:
+    """Do gradients explode, as the article says?
+
+    Yes if one step before NaN the gradient's norm exceeds ten times its norm 100 steps before in the median. It is what
+    happens last, not why: the norm is measured on the failing configuration, where the defects act. Reads the table
+    "explosion". The effect is the median norm one step before NaN, between its quartiles.
+    """
+    before, *_, last = evidence.tables["explosion"].to_dict("records")
+    verdict = "yes" if last["grad_norm_low"] > 10 * before["grad_norm_high"] else "no"
+    sentence = (
+        f"One step before NaN the gradient's norm is {last['grad_norm_median']:,.3g} in the median and up to "
+        f"{last['grad_norm_most']:,.3g}; {before['before']} steps before it is {before['grad_norm_median']:.3g}."
+    )
+    effect = last["grad_norm_median"], last["grad_norm_low"], last["grad_norm_high"]
+    return Verdict(verdict, *effect, "quartiles", int(last["n"]), sentence)
+
+
+@_claim("open question", "interventions")
+def gradients_vanish(evidence: Evidence) -> Verdict:
+    """Do gradients vanish, as the article says?
+
+    Yes if the runs of the failing configuration that stay finite end with a gradient below a millionth in the median,
+    no if the lower quartile is above it. It is where the failure ends: predictions are beyond the clip's bound, where
+    the gradient is 0. Reads the table "courses". The effect is the median norm at the end, between its quartiles.
+    """
+    table = evidence.tables["courses"]
+    ends = table.sort_values("step", kind="stable").drop_duplicates(["setting", "measure"], keep="last")
+    by_name = {(row["setting"], row["measure"]): row for row in ends.to_dict("records")}
+    failing, sound = "Axon 0.6.1, SGD 0.01", "sound, SGD 0.01"
+    norm = by_name[failing, "grad_norm"]
+    verdict = "yes" if norm["median"] < TINY else "no" if norm["low"] > TINY else "undecided"
+    saturated = [percent(by_name[name, "saturated"]["median"]) for name in (failing, sound)]
+    sentence = (
+        f"The gradient's norm at the end is {norm['median']:.3g} in the median of the {norm['finite']} of {norm['n']} "
+        f"failing runs that stay finite, and {by_name[sound, 'grad_norm']['median']:.3g} of the sound ones. Hidden "
+        f"outputs beyond 0.99: {saturated[0]} and {saturated[1]}."
+    )
+    return Verdict(verdict, norm["median"], norm["low"], norm["high"], "quartiles", int(norm["finite"]), sentence)
+
+
+TINY = 1e-6
+"""A gradient's norm below which it has vanished."""

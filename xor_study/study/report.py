@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from xor_study.figures import FIGURES
 from xor_study.figures.captions import CAPTIONS
 from xor_study.files import write_atomically
 from xor_study.study.claims import CLAIMS
+from xor_study.study.wording import listed
 from xor_study.training.outcome import OUTCOMES
 
 PAGE, MARKDOWN = "report.html", "report.md"
@@ -36,10 +37,10 @@ METHOD = [
     "gradient or update is not finite, diverged if the mean of the last tenth of its losses exceeds twice the loss of "
     "a network that answers with its threshold, else unsolved.",
     "Rates have Wilson's intervals; differences of paired rates have McNemar's exact test and Newcombe's interval; "
-    "paired steps have Wilcoxon's test and a bootstrap interval; several comparisons have Holm's correction. A claim "
-    "needs p < 0.01.",
-    "A suspect is a cause of the reported failure only if varying it within what the article describes turns the sound "
-    "network into NaN. A fix is judged on the broken loss of the report.",
+    "paired steps have Wilcoxon's test and a bootstrap interval; several comparisons have Holm's correction. A "
+    "difference needs p < 0.01.",
+    "The rules for suspects, remedies and robustness are those of the modules `causes`, `remedies` and `robustness` of "
+    "`xor_study.study`; the paper states them.",
 ]
 
 
@@ -49,7 +50,8 @@ class Content(NamedTuple):
     Attributes:
         answer: three sentences.
         chain: the defects in order, each with the command that shows it.
-        claims: rows claim, kind, verdict, effect, interval, test, n, sentence, statement, command.
+        claims: rows claim, kind, verdict, effect, interval, test, n, robust, sentence, statement, command.
+        remedies: the yardstick's rows as texts, under their headings.
         method: paragraphs.
         versions: software, command and time of the results, by name.
     """
@@ -57,6 +59,7 @@ class Content(NamedTuple):
     answer: list[str]
     chain: list[tuple[str, str]]
     claims: list[dict[str, str]]
+    remedies: pd.DataFrame
     method: list[str]
     versions: dict[str, str]
 
@@ -80,6 +83,7 @@ def content(tables: Tables, record: Mapping[str, Any]) -> Content:
         answer(claims["verdict"], cells, record["runs"]),
         chain(cells, tables("mechanism_repairs"), tables("anatomy")),
         _claims(claims),
+        yardstick(tables("remedies")),
         [runs, *METHOD],
         versions,
     )
@@ -94,28 +98,38 @@ def answer(verdicts: pd.Series[str], cells: Cells, runs: int) -> list[str]:
         runs: how many the study has.
     """
     causes = verdicts[verdicts.index.str.startswith("cause_")]
-    others = causes.index[causes != "not the cause"].str.removeprefix("cause_").str.replace("_", " ")
-    suspects = f"Of the article's {len(causes)} suspects, the {' and the '.join(others)} can't be ruled out"
-    if others.empty:
-        suspects = f"None of the article's {len(causes)} suspects is the cause"
-    default, newest, sgd, adam = (
-        cells.row(**values)
-        for values in (BROKEN, NEWEST, BROKEN | SETTINGS["SGD 0.01"], BROKEN | SETTINGS["Adam 0.001"])
+    by_verdict: dict[str, list[str]] = {}
+    for claim, verdict in causes.items():
+        by_verdict.setdefault(verdict, []).append(str(claim).removeprefix("cause_").replace("_", " "))
+    defects = {"yes": "are necessary and sufficient", "no": "are not both necessary and sufficient"}
+    suspects = (
+        f"In {runs:,} runs, Axon's defects {defects.get(verdicts['defects_are_the_cause'], 'can not be judged')} for "
+        f"the failure. Of the article's {len(causes)} suspects: "
+        f"{'; '.join(f'{_MEANINGS[verdict]}: {listed(names)}' for verdict, names in by_verdict.items())}."
     )
+    default, newest, adam = (cells.row(**values) for values in (BROKEN, NEWEST, BROKEN | SETTINGS["Adam 0.001"]))
     failure = (
         "Axon 0.6.1 hides the logits from the loss, so two defects of Nx act: its clip squares the gradient, and its "
         f"sigmoid's gradient is a product with e^-z. {_percent(default, 'nonfinite')} of runs go to NaN and "
         f"{_percent(default, 'diverged')} diverge."
     )
-    cures = "cures it" if verdicts["fix_newest_version"] == "supported" else "does not cure it"
-    same = ", which is already the default," if sgd.name == default.name else ""
-    stalls = ": the runs stall at a high loss" if adam["nonfinite_runs"] == 0 and adam["diverged"] > 0.5 else ""
     fixes = (
-        f"Axon 0.7.0 {cures} ({_percent(newest, 'solved')} solve XOR). With SGD at 0.01{same} "
-        f"{_percent(sgd, 'solved')} solve it. With Adam {_percent(adam, 'nonfinite')} go to NaN and "
-        f"{_percent(adam, 'solved')} solve it{stalls}."
+        f"Axon 0.7.0: {verdicts['fix_newest_version']} ({_percent(newest, 'solved')} solve XOR). SGD at 0.01: "
+        f"{verdicts['fix_sgd_0_01']}. Adam: {verdicts['fix_adam']} ({_percent(adam, 'nonfinite')} go to NaN, "
+        f"{_percent(adam, 'solved')} solve XOR)."
     )
-    return [f"{suspects}, in {runs:,} runs.", failure, fixes]
+    return [suspects, failure, fixes]
+
+
+_MEANINGS = {
+    "cause": "necessary and sufficient",
+    "necessary": "necessary but not sufficient (another choice cures, this one alone does not fail)",
+    "sufficient": "sufficient but not necessary",
+    "symptom only": "neither, but another choice avoids NaN without training",
+    "not a cause": "neither",
+    "undecided": "undecided",
+}
+"""What a verdict on a suspect means; see `causes`."""
 
 
 def _percent(cell: pd.Series[Any], outcome: str) -> str:
@@ -190,12 +204,34 @@ def _claims(claims: pd.DataFrame) -> list[dict[str, str]]:
             "interval": f"{row['low']:.3g} to {row['high']:.3g}",
             "test": str(row["test"]),
             "n": f"{row['n']:,}",
+            "robust": str(row["robust"]) if isinstance(row["robust"], str) else "",
+            "depends": str(row["depends"]) if isinstance(row["depends"], str) else "",
             "sentence": str(row["sentence"]),
             "statement": (inspect.getdoc(claim.judge) or "").partition("\n")[0],
             "command": f"{RUN} -m study={claim.studies}",
         }
         rows.append(texts)
     return rows
+
+
+def yardstick(remedies: pd.DataFrame) -> pd.DataFrame:
+    """Return the table of remedies as texts: what each does to the failing and to the sound configuration.
+
+    Args:
+        remedies: of `remedies.remedies`.
+    """
+
+    def share(row: dict[str, Any], name: str) -> str:
+        return f"{100 * row[name]:.1f} % ({100 * row[f'{name}_low']:.1f} to {100 * row[f'{name}_high']:.1f})"
+
+    rows = []
+    for row in cast(list[dict[str, Any]], remedies.to_dict("records")):
+        texts = {"remedy": row["remedy"], "failing: NaN": share(row, "nan"), "failing: solved": share(row, "solved")}
+        texts |= {"sound: NaN": share(row, "sound_nan"), "sound: solved": share(row, "sound_solved")}
+        steps = row["sound_steps"]
+        texts["sound: steps later"] = "" if np.isnan(steps) else f"{steps:+,.0f}"
+        rows.append(texts | {"on the failing": row["word"], "on the sound": row["sound_word"]})
+    return pd.DataFrame(rows)
 
 
 def write(folder: Path, tables: Tables, record: Mapping[str, Any]) -> None:
@@ -219,10 +255,16 @@ def as_markdown(page: Content) -> str:
     for number, (text, command) in enumerate(page.chain, start=1):
         lines += [f"{number}. {text}", "", f"   `{command}`", ""]
     lines += [
+        "The paper, with the rules of the analysis, its theory and its limits, is [paper.md](paper.md).",
+        "",
+        "## Remedies",
+        "",
+        *_markdown(page.remedies),
+        "",
         "## Verdicts on the article's claims",
         "",
-        "| claim | verdict | effect (95 %) | n | evidence |",
-        "|---|---|---|---|---|",
+        "| claim | verdict | effect (95 %) | n | robust | evidence |",
+        "|---|---|---|---|---|---|",
     ]
     for row in page.claims:
         cells = [
@@ -230,15 +272,22 @@ def as_markdown(page: Content) -> str:
             f"**{row['verdict']}**",
             f"{row['effect']} ({row['interval']})",
         ]
-        cells += [row["n"], f"{row['sentence']} `{row['command']}`"]
+        depends = f" Otherwise on sub-grids: {row['depends']}." if row["depends"] else ""
+        cells += [row["n"], row["robust"], f"{row['sentence']}{depends} `{row['command']}`"]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    lines += ["", "Effects are differences of paired rates, or of steps where the sentence speaks of steps.", ""]
+    lines += ["", "What the effect is, each claim's docstring says (`xor_study/study/claims.py`).", ""]
     lines += ["## Figures", ""]
     for name, caption in CAPTIONS.items():
         lines += [f"![{name}](figures/{name}.png)", "", f"{caption} `python scripts/figures.py {name}`", ""]
     lines += ["## Method", "", *(f"- {text}" for text in page.method), "", "## Made with", ""]
     lines += [f"- {name}: `{value}`" for name, value in page.versions.items()]
     return "\n".join(lines) + "\n"
+
+
+def _markdown(table: pd.DataFrame) -> list[str]:
+    """Return a table of texts as lines of Markdown."""
+    rows: list[list[str]] = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def as_html(page: Content, pictures: Mapping[str, bytes], data: Mapping[str, Any]) -> str:
@@ -254,7 +303,8 @@ def as_html(page: Content, pictures: Mapping[str, bytes], data: Mapping[str, Any
     rows = "".join(
         f"<tr><td><code>{e(row['claim'])}</code><br><small>{e(row['kind'])}: {e(row['statement'])}</small></td>"
         f'<td><span class="verdict {e(row["verdict"]).replace(" ", "-")}">{e(row["verdict"])}</span></td>'
-        f"<td>{e(row['effect'])}<br><small>{e(row['interval'])}<br>{e(row['test'])}, n = {e(row['n'])}</small></td>"
+        f"<td>{e(row['effect'])}<br><small>{e(row['interval'])}<br>{e(row['test'])}, n = {e(row['n'])}"
+        f"{'<br>robust in ' + e(row['robust']) + ' sub-grids' if row['robust'] else ''}</small></td>"
         f"<td>{e(row['sentence'])}<br><code>{e(row['command'])}</code></td></tr>"
         for row in page.claims
     )
@@ -268,6 +318,7 @@ def as_html(page: Content, pictures: Mapping[str, bytes], data: Mapping[str, Any
         "answer": " ".join(e(text) for text in page.answer),
         "chain": chain,
         "claims": rows,
+        "remedies": page.remedies.to_html(index=False, border=0, classes="remedies"),
         "figures": shown,
         "method": "".join(f"<li>{e(text)}</li>" for text in page.method),
         "versions": "".join(

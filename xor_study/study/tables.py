@@ -15,7 +15,7 @@ from xor_study.analysis.cells import Study, curves, examples, seeds_of_each_cell
 from xor_study.engines import FallbackWarning, train_table
 from xor_study.engines.results import Progress
 from xor_study.errors import StudyError
-from xor_study.study import claims, evidence, mechanism, monitors
+from xor_study.study import claims, evidence, mechanism, monitors, robustness
 from xor_study.study.processes import Each
 from xor_study.study.reference import AXON
 from xor_study.study.traces import floats, read_trace
@@ -86,20 +86,27 @@ def tables_of(runs: pd.DataFrame, losses: pd.DataFrame, quick: bool, each: Each 
         watched = monitors.alarms(study, {name: max(4, n * seeds // 100) for name, n in monitors.SEEDS.items()}, each)
         read_by_claims = {
             "importance": evidence.importance(study),
+            "factorial": evidence.factorial(study),
+            "explosion": evidence.explosion(study, 2 * seeds),
+            "courses": evidence.courses(seeds),
+            "symptom": evidence.symptom(study, each),
             "monitors": monitors.summary(watched),
             "naive_onsets": evidence.naive_onsets(study, each),
             "boundaries": evidence.boundaries(seeds),
         }
+        judged = claims.Evidence(study, read_by_claims)
+        subgrids = robustness.robustness(judged)
         typical = mechanism.typical_run(study)
         return read_by_claims | {
-            "claims": claims.verdicts(claims.Evidence(study, read_by_claims)),
+            "claims": robustness.summary(claims.verdicts(judged), subgrids),
+            "robustness": subgrids,
+            "suspects": claims.suspects_of(judged),
+            "remedies": claims.remedies_of(judged),
             "cells": study.cells,
             "runs": seeds_of_each_cell(study, SEEDS),
             "curves": curves(study, losses),
             "examples": examples(study, losses),
             "panels": evidence.panels(study),
-            "courses": evidence.courses(seeds),
-            "symptom": evidence.symptom(study, seeds),
             "survival": evidence.survival(study),
             "roc": monitors.roc(watched),
             "mechanism_repairs": mechanism.repairs(study),

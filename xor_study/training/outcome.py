@@ -64,14 +64,17 @@ def threshold_losses(cohort: Cohort, members: NDArray[np.intp]) -> NDArray[np.fl
 
 
 def running_mean(loss: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the mean of all losses so far, shape (steps,), in float32 and step by step as Axon's loop does.
+    """Return the mean of all losses so far, in float32 and step by step as Axon's loop does.
 
     Axon never resets it, so the loss that it prints is NaN from the first NaN on.
+
+    Args:
+        loss: shape (steps,) or (steps, runs), as the result.
 
     >>> running_mean(np.array([1.0, 2.0, 6.0])).tolist()
     [1.0, 1.5, 3.0]
     """
-    mean, means = np.float32(0), []
+    mean, means = np.zeros(loss.shape[1:], np.float32), []
     with np.errstate(invalid="ignore", over="ignore"):
         for step, value in enumerate(loss.astype(np.float32)):
             mean = (mean * np.float32(step) + value) / np.float32(step + 1)

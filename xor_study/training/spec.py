@@ -335,6 +335,9 @@ def check_together(values: Mapping[str, Any]) -> None:
     reason = check_pairing(values["loss"], values["activation_output"])
     if reason is not None:
         raise StudyError(f"loss={values['loss']} activation.output={values['activation_output']}: {reason}")
+    hidden = values["activation_output"] == "nx_sigmoid" and values["loss_logits_visible"] is False
+    if hidden and values["loss_sigmoid_gradient"] != "exponential":
+        raise StudyError("activation.output=nx_sigmoid: has the gradient of loss.sigmoid_gradient=exponential")
     if values["optimizer_nesterov"] is True and not values["optimizer_momentum"]:
         raise StudyError("optimizer.nesterov=true: needs optimizer.momentum > 0")
     steps = values["epochs"] * values["iterations"]
@@ -344,7 +347,10 @@ def check_together(values: Mapping[str, Any]) -> None:
         )
 
 
-TOGETHER = ("loss", "activation_output", "optimizer_nesterov", "optimizer_momentum", "epochs", "iterations")
+TOGETHER = (
+    *("loss", "loss_logits_visible", "loss_sigmoid_gradient", "activation_output"),
+    *("optimizer_nesterov", "optimizer_momentum", "epochs", "iterations"),
+)
 
 
 def identity_text(values: Mapping[str, Any]) -> str:
