@@ -216,6 +216,15 @@ def test_a_heat_map_shows_the_values_and_what_is_missing() -> None:
     assert figure.axes == [axes]
 
 
+def test_saturation_has_a_panel_where_it_was_measured() -> None:
+    courses = table("courses")
+    half = courses[courses["measure"] == "max_abs_logit"].assign(measure="saturated", low=0.4, median=0.5, high=0.6)
+    figure = figures.gradients(pd.concat([courses[courses["measure"] != "saturated"], half]))
+    assert len(figure.axes) == 3
+    assert {value for line in figure.axes[2].lines for value in line.get_ydata()} == {0.5}
+    assert problems(figure) == []
+
+
 def test_the_heat_maps_have_the_same_rates_in_all_panels() -> None:
     figure = drawn("heatmaps")
     maps = [axes for axes in figure.axes if axes.get_xlim() == (-0.5, 5.5)]

@@ -13,7 +13,7 @@ TITLES = {
     "loss_curves": "Loss over time",
     "precision": "Logits at which a loss without guards goes to NaN",
     "boundaries": "Predictions of trained networks around the unit square",
-    "gradients": "Gradient norm and largest logit over time",
+    "gradients": "Gradient norm, largest logit and saturation over time",
     "monitors": "Early warnings of NaN",
     "importance": "Shares of the variance of success",
     "time_to_solve": "Steps until XOR is solved",
@@ -48,8 +48,8 @@ CAPTIONS = {
     "(p + 1) log 2 of p significant bits. n: runs in which a probability is 1 at the NaN.",
     "boundaries": "Predictions of trained networks around the unit square, the line at 0.5; (f) is the article's own "
     "picture. One network each.",
-    "gradients": "Norm of the gradient (a) and largest absolute logit (b) over time: medians and quartiles of the runs "
-    "where they are finite. n: runs per curve, one per seed.",
+    "gradients": "Norm of the gradient (a), largest absolute logit (b), and share of saturated hidden outputs (c) over "
+    "time: medians and quartiles of the runs where they are finite. n: runs per curve, one per seed.",
     "monitors": "Early warnings. (a), (b) Share of the runs that go to NaN, or that go to NaN or stay broken, with an "
     "alarm before, against the share of all other runs with an alarm, over all thresholds. (c) to (e) Thresholds are "
     "tuned on the study mechanism, on half of cells and seeds, and judged on the other half: bars are Wilson's 95 % "

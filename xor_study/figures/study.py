@@ -285,30 +285,45 @@ def boundaries(panels: pd.DataFrame) -> Figure:
 
 @styled()
 def gradients(courses: pd.DataFrame) -> Figure:
-    """Draw gradient norm and largest logit over time in some settings: medians and quartiles.
+    """Draw gradient norm, largest logit and saturation over time in some settings: medians and quartiles.
 
     Args:
         courses: of `evidence.courses`.
     """
-    figure, (upper, lower) = subplots(2, 1, height=4.3, sharex=True)
-    for axes, measure in ((upper, "grad_norm"), (lower, "max_abs_logit")):
+    measures = [name for name in ("grad_norm", "max_abs_logit", "saturated") if (courses["measure"] == name).any()]
+    figure, panels = subplots(len(measures), 1, height=4.4, sharex=True)
+    for axes, measure in zip(panels, measures, strict=True):
         chosen = courses[courses["measure"] == measure]
         for (name, table), style in zip(chosen.groupby("setting", sort=False), _versions(chosen), strict=True):
             label = sentence_words(str(name))
             band(axes, table["step"], table["median"], (table["low"], table["high"]), label=label, **style)
-    upper.set(xscale="log", ylabel=r"gradient norm $\|\nabla L\|$")
-    upper.set_yscale("symlog", linthresh=1e-6)
-    upper.set(ylim=(-1e-7, 1e6), yticks=[0, 1e-6, 1e-4, 1e-2, 1, 1e2, 1e4, 1e6])
-    upper.yaxis.set_minor_locator(NullLocator())
-    upper.set_title(f"(a) gradient ({count_words(courses['n'])})")
-    lower.axhline(OVERFLOW, **LIMIT)
-    lower.text(
-        1, 1.15 * OVERFLOW, rf"above {OVERFLOW:.2f}, $e^{{|z|}}$ is infinite in float32", va="bottom", fontsize=7
-    )
-    lower.set(yscale="log", ylabel="largest logit $|z|$", title="(b) logits", ylim=(None, 400))
-    lower.set_xlabel("step (lines: medians; bands: quartiles)")
-    legend_below(figure, lower, 2, columnspacing=0.8, handlelength=2.0)
+        _MEASURES[measure](axes)
+    panels[0].set_title(f"(a) gradient ({count_words(courses['n'])})")
+    panels[-1].set_xlabel("step (lines: medians; bands: quartiles)")
+    legend_below(figure, panels[0], 2, columnspacing=0.8, handlelength=2.0)
     return figure
+
+
+def _gradient_axes(axes: Axes) -> None:
+    axes.set(xscale="log", ylabel=r"norm $\|\nabla L\|$")
+    axes.set_yscale("symlog", linthresh=1e-6, linscale=2)
+    axes.set(ylim=(-1e-7, 1e6), yticks=[0, 1e-6, 1e-3, 1, 1e3, 1e6])
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _logit_axes(axes: Axes) -> None:
+    axes.axhline(OVERFLOW, **LIMIT)
+    limit = rf"above {OVERFLOW:.2f}, $e^{{|z|}}$ is infinite in float32"
+    axes.text(1, 1.15 * OVERFLOW, limit, va="bottom", fontsize=7)
+    axes.set(yscale="log", ylabel="largest $|z|$", title="(b) logits", ylim=(None, 1000))
+
+
+def _saturation_axes(axes: Axes) -> None:
+    axes.set(ylabel="share", title="(c) saturated hidden outputs", ylim=(-0.03, 1.03))
+
+
+_MEASURES = {"grad_norm": _gradient_axes, "max_abs_logit": _logit_axes, "saturated": _saturation_axes}
+"""How the axes of each measure are set up."""
 
 
 def _versions(table: pd.DataFrame) -> list[dict[str, Any]]:
