@@ -13,10 +13,12 @@ from statsmodels.stats.proportion import proportion_confint
 
 from xor_study.analysis.statistics import (
     decomposition,
+    difference_over_levels,
     holm,
     paired,
     paired_difference,
     paired_shift,
+    total_shares,
     two_samples,
     wilson,
 )
@@ -137,3 +139,39 @@ def test_shares_of_variance_are_those_of_an_analysis_of_variance() -> None:
     assert (found["low"] <= found["high"]).all()
     with pytest.raises(ValueError, match="not complete"):
         decomposition(table[1:], ["a", "b", "c"], "y", "seed")
+
+
+def test_simultaneous_intervals_are_those_of_a_smaller_error() -> None:
+    from scipy.stats import binomtest
+
+    for count, n, comparisons in ((3, 40, 7), (0, 100, 28), (100, 100, 2)):
+        expected = binomtest(count, n).proportion_ci(1 - 0.05 / comparisons, method="wilson")
+        assert wilson(count, n, comparisons) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_an_interval_over_levels_is_as_wide_as_the_levels_differ() -> None:
+    """One level of ten decides everything: over seeds the mean is certain, over levels it is not."""
+    first, second = np.zeros((10, 200), bool), np.zeros((10, 200), bool)
+    second[0] = True
+    low, high = difference_over_levels(first, second)
+    assert low == 0
+    assert 0.2 <= high <= 0.4  # of ten draws of ten levels, two to four are the one
+    same = difference_over_levels(first, ~first)
+    assert same == pytest.approx((1.0, 1.0))
+    with pytest.raises(ValueError, match="two"):
+        difference_over_levels(first[:1], second[:1])
+
+
+def test_total_shares_count_an_interaction_for_each_of_its_factors() -> None:
+    """Of an exclusive or of two factors each takes part in all of the variance, a third in none."""
+    rows = [
+        {"a": a, "b": b, "c": c, "seed": seed, "y": a ^ b}
+        for a in (0, 1)
+        for b in (0, 1)
+        for c in (0, 1, 2)
+        for seed in range(3)
+    ]
+    table = total_shares(pd.DataFrame(rows), ["a", "b", "c"], "y", "seed", resamples=20).set_index("factor")
+    assert table["share"].to_dict() == {"a": 1.0, "b": 1.0, "c": 0.0}
+    with pytest.raises(ValueError, match="complete"):
+        total_shares(pd.DataFrame(rows[1:]), ["a", "b", "c"], "y", "seed")

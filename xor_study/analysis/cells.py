@@ -148,7 +148,7 @@ class Cells:
         self.cells = table
         self.read: set[int] = set()
         self._kept = np.ones(len(table), bool)
-        self._usual: dict[str, NDArray[np.bool_]] = {key: _is_usual(table, key) for key in CELL}
+        self._unusual = ~np.array([_is_usual(table, key) for key in CELL])  # (keys, cells)
 
     def where(self, *free: str, **values: Any) -> pd.DataFrame:
         """Return the cells that are the article's network but for what is named.
@@ -161,13 +161,10 @@ class Cells:
             Rows of `cells`, with their index.
         """
         wanted = {key.replace("__", "."): value for key, value in values.items()}
-        chosen = self._kept.copy()
-        for key in CELL:
-            if key in wanted:
-                value = wanted[key]
-                chosen &= self.cells[key].isin(value if isinstance(value, list | tuple) else [value]).to_numpy()
-            elif key not in free:
-                chosen &= self._usual[key]
+        named = [key in wanted or key in free for key in CELL]
+        chosen = self._kept & ~self._unusual[np.logical_not(named)].any(0)
+        for key, value in wanted.items():
+            chosen &= self.cells[key].isin(value if isinstance(value, list | tuple) else [value]).to_numpy()
         self.read.update(np.flatnonzero(chosen).tolist())
         return self.cells[chosen]
 

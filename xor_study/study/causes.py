@@ -126,7 +126,7 @@ def _cells(study: Study, context: str, suspect: Suspect) -> dict[str, int]:
     """Return the cells of a suspect's changes to a context, by the change as one would type it."""
     base = CONTEXTS[context]
     found: dict[str, int] = {}
-    start = study.cells.to_dict("index")[study.one(**base)]
+    start = study.where(**base).to_dict("records")[0]
     for change in suspect.changes.get(context, suspect.changes["failing"]):
         free = [key for key, value in change.items() if value is _ANY]
         fixed = {key: value for key, value in change.items() if value is not _ANY}

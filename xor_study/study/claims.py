@@ -284,16 +284,21 @@ def _remedy(evidence: Evidence, claim: str, besides: str = "") -> Verdict:
     table = remedies_of(evidence)
     rows, reported = remedies.of_claim(table, claim), table.iloc[0]
     best = rows.iloc[0]
-    words = [f"{name} {word}" for name, word in zip(rows["remedy"], rows["word"], strict=True)]
-    sound = [f"{name} {word}" for name, word in zip(rows["remedy"], rows["sound_word"], strict=True)]
     sentence = (
-        f"Failing configuration: {listed(words)} ({best['remedy']}: NaN {percent(reported['nan'])} before, "
-        f"{percent(best['nan'])} with it; {percent(best['solved'])} solve XOR). Sound one: {listed(sound)}. {besides}"
+        f"On the failing configuration: {_grouped(rows, 'word')}. With {best['remedy']} {percent(best['nan'])} are NaN "
+        f"({percent(reported['nan'])} without) and {percent(best['solved'])} solve XOR. On the sound one: "
+        f"{_grouped(rows, 'sound_word')}. {besides}"
     ).strip()
     test = f"McNemar, Holm over {len(table) - 1} remedies"
     return Verdict(
         str(best["word"]), best["solved"], best["solved_low"], best["solved_high"], test, best["n"], sentence
     )
+
+
+def _grouped(rows: pd.DataFrame, column: str) -> str:
+    """Return the remedies by their words: "masks (A and B); reduces (C)"."""
+    parts = rows.groupby(column, sort=False)["remedy"]
+    return "; ".join(f"{word} ({listed(list(names))})" for word, names in parts)
 
 
 @_claim("fix", "interventions")
@@ -328,8 +333,11 @@ def fix_adam(evidence: Evidence) -> Verdict:
     """
     cells = evidence.study.where("lr", **BROKEN, optimizer=ADAM)
     nan = cells[cells["nonfinite_runs"] > 0]
-    besides = f"At {plural(len(cells), 'rate')} {total(cells, 'solved')} runs solve XOR; some are NaN "
-    return _remedy(evidence, "fix_adam", f"{besides}{rates(nan['lr'], cells['lr'])}.")
+    besides = (
+        f"At {plural(len(cells), 'rate')} {total(cells, 'solved')} runs solve XOR, and {total(cells, 'nonfinite')}"
+    )
+    besides += f" are NaN, {rates(nan['lr'], cells['lr'])}." if len(nan) else " are NaN."
+    return _remedy(evidence, "fix_adam", besides)
 
 
 @_claim("practice", "interventions,learning_rate")

@@ -127,12 +127,13 @@ def factorial(study: Study, resamples: int = 1000) -> pd.DataFrame:
         for version, of_version in (("0.6.1", axon.BROKEN), ("0.7.0", axon.NEWEST))
         for kind, loss in (("cross-entropy", of_version), ("mean squared error", squared))
     ]
-    seeds = min(int(part["n"].min()) for part in parts if len(part)) if all(map(len, parts)) else 0
-    tables = []
+    if not all(map(len, parts)):
+        raise StudyError("the design is not complete: a version or a loss is missing")
+    seeds, tables = min(int(part["n"].min()) for part in parts), []
     for part in parts:
         runs = study.pooled(part)
-        runs = runs[runs["seed"] < seeds]
-        tables.append(runs.assign(version=part["version"].iloc[0] if len(part) else "", kind=part["kind"].max()))
+        first = part.iloc[0]
+        tables.append(runs[runs["seed"] < seeds].assign(version=first["version"], kind=first["kind"]))
     runs = pd.concat(tables).drop(columns="loss").rename(columns={"kind": "loss"})
     factors = ("version", "loss", *FACTORIAL)
     result = []

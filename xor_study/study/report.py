@@ -364,6 +364,8 @@ def cells_for_the_picker(tables: Tables) -> dict[str, Any]:
             if switches not in names:
                 continue
             loss = names[switches]
+        elif row["loss.clip_gradient"] == "squared":
+            loss = f"{loss}, Nx's clip"
         activation = f"{row['activation.hidden']}, {row['activation.output']}"
         curve = curves[cell]
         # Three digits, and only up to the first loss that is not finite: JSON has no NaN.

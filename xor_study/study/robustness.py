@@ -30,7 +30,7 @@ FIRST_RATES, LAST_RATES = (0.001, 0.01, 0.1), (100.0, 10.0, 1.0)
 FACTORS = ("init", "loss", "activation.hidden", "optimizer", "clip.bound", "batch", "hidden")
 """Whose levels are left out, one at a time, but for the article's own."""
 
-RESAMPLES = 200
+RESAMPLES = 100
 """Of the bootstrap of variance shares on a sub-grid, of which only the order matters."""
 
 RECOMPUTED: dict[str, Callable[..., pd.DataFrame]] = {
@@ -74,7 +74,9 @@ def robustness(evidence: Evidence) -> pd.DataFrame:
     Returns:
         Columns claim, subgrid, verdict (there), effect (there), same (whether it is that of the whole grid).
     """
-    whole = {name: _read(evidence, name) for name in CLAIMS}
+    complete = Evidence(evidence.study.restricted(np.ones(len(evidence.study.cells), bool)), evidence.tables)
+    suspects_of(complete), remedies_of(complete)  # shared by many claims, of which each is decided by a part
+    whole = {name: _read(complete, name) for name in CLAIMS}
     rows: list[dict[str, Any]] = []
     for subgrid in family(evidence.study):
         affected = {name: verdict for name, (verdict, read) in whole.items() if not subgrid.kept[read].all()}
@@ -97,11 +99,9 @@ TABLES_OF = {
 
 def _read(evidence: Evidence, name: str) -> tuple[str, list[int]]:
     """Return the verdict on a claim, and the indices of the cells that decide it."""
-    study = evidence.study.restricted(np.ones(len(evidence.study.cells), bool))
-    whole = Evidence(study, evidence.tables)
-    suspects_of(whole), remedies_of(whole)  # shared by many claims, of which each is decided by a part
+    study = evidence.study
     study.read.clear()
-    verdict = CLAIMS[name].judge(whole).verdict
+    verdict = CLAIMS[name].judge(evidence).verdict
     if name in TABLES_OF:
         RECOMPUTED[TABLES_OF[name]](study, 1)
     return verdict, [*study.read, *causes.cells_of(study, name), *remedies.cells_of(study, name)]
