@@ -124,8 +124,8 @@ def test_a_sweep_is_drawn_as_one_bar_a_cell(runs: pd.DataFrame, tmp_path: Path) 
     solved = [bar.get_width() for bar in axes.containers[0]]
     assert solved == [(runs["outcome"][runs["optimizer"] == "sgd"][runs["lr"] == 0.1] == "solved").mean()]
     assert len(axes.get_yticklabels()) == 4
-    assert axes.get_yticklabels()[0].get_text() == "optimizer=sgd lr=0.1 (n = 6)"
-    figures.save(figure, tmp_path / "again")
+    assert axes.get_yticklabels()[0].get_text() == "SGD, learning rate 0.1 (n = 6)"
+    figures.save(figure, tmp_path / "again", title="Outcomes of each cell")
     for kind in ("png", "pdf"):
         assert (tmp_path / f"again.{kind}").read_bytes() == (tmp_path / f"outcomes.{kind}").read_bytes()
 

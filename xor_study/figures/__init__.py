@@ -17,13 +17,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xor_study.figures.defects import mechanism
+    from xor_study.figures.defects import anatomy, mechanism
     from xor_study.figures.monitors import monitors
     from xor_study.figures.postmortem import last_steps
     from xor_study.figures.single import decision_boundary, loss_curve, outcomes
     from xor_study.figures.study import (
         boundaries,
-        fixes,
         gradients,
         heatmaps,
         importance,
@@ -34,10 +33,16 @@ if TYPE_CHECKING:
         time_to_solve,
     )
     from xor_study.figures.style import save
+    from xor_study.figures.sweep import heat_map, loss_by_level, rate_curves, solved_by_level
+    from xor_study.figures.verdicts import remedies, suspects
+    from xor_study.figures.words import run_title
 
 FIGURES: dict[str, tuple[str, ...]] = {
     "symptom": ("symptom",),
-    "mechanism": ("cells", "curves", "anatomy", "axon_losses"),
+    "mechanism": ("cells", "curves", "axon_losses"),
+    "anatomy": ("anatomy",),
+    "suspects": ("suspects",),
+    "remedies": ("remedies",),
     "learning_rate": ("cells",),
     "heatmaps": ("cells",),
     "loss_curves": ("cells", "curves"),
@@ -45,13 +50,13 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "boundaries": ("panels",),
     "gradients": ("courses",),
     "monitors": ("roc", "monitors"),
-    "fixes": ("claims",),
     "importance": ("importance",),
     "time_to_solve": ("survival",),
 }
 """The study's figures by name, with the tables that each takes."""
 
 _MODULES = {
+    "anatomy": "defects",
     "mechanism": "defects",
     "last_steps": "postmortem",
     "decision_boundary": "single",
@@ -59,26 +64,40 @@ _MODULES = {
     "monitors": "monitors",
     "outcomes": "single",
     "save": "style",
+    "heat_map": "sweep",
+    "loss_by_level": "sweep",
+    "rate_curves": "sweep",
+    "solved_by_level": "sweep",
+    "remedies": "verdicts",
+    "run_title": "words",
+    "suspects": "verdicts",
 }
 """Where the others than the study's are, or one of another name."""
 
 __all__ = [
     "FIGURES",
+    "anatomy",
     "boundaries",
     "decision_boundary",
-    "fixes",
     "gradients",
+    "heat_map",
     "heatmaps",
     "importance",
     "last_steps",
     "learning_rate",
+    "loss_by_level",
     "loss_curve",
     "loss_curves",
     "mechanism",
     "monitors",
     "outcomes",
     "precision",
+    "rate_curves",
+    "remedies",
+    "run_title",
     "save",
+    "solved_by_level",
+    "suspects",
     "symptom",
     "time_to_solve",
 ]

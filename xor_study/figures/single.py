@@ -2,49 +2,62 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from xor_study.analysis.statistics import wilson
-from xor_study.errors import typed
-from xor_study.figures.style import BLUE, COLUMN, ORANGE, outcome_bar, outcome_legend, styled, subplots
+from xor_study.figures.panels import draw_predictions
+from xor_study.figures.style import COLUMN, GREY, NAN, error_bars, outcome_bar, outcome_legend, styled, subplots
+from xor_study.figures.words import setting_words
 
 
 @styled()
-def loss_curve(history: pd.DataFrame, title: str) -> Figure:
+def loss_curve(history: pd.DataFrame, title: str, onset: int | None = None) -> Figure:
     """Draw the loss of one run over its steps: every step thin, the mean of each epoch thick.
 
     Args:
         history: columns step, epoch and loss.
         title: describes the run.
+        onset: the first step at which anything is not finite: the gradient or the update may be so a step earlier than
+            the loss. None: that of the loss.
 
     Example:
         >>> from xor_study import RunSpec, train
         >>> result = train(RunSpec(epochs=2, iterations=50), every_step=True)
         >>> loss_curve(result.history, "the article's network").axes[0].get_ylabel()
-        'loss'
+        'loss of the batch'
     """
-    figure, axes = subplots(height=2.3)
+    figure, axes = subplots(height=2.4)
     finite = history[np.isfinite(history["loss"])]
-    axes.plot(finite["step"], finite["loss"], color=BLUE, alpha=0.35, linewidth=0.4, label="each step")
+    axes.plot(finite["step"], finite["loss"], color=GREY, alpha=0.6, linewidth=0.4, label="each step")
     epochs = history.groupby("epoch")[["step", "loss"]].mean()
     # A mean over an epoch with NaN would be of its finite steps only.
     epochs = epochs[np.isfinite(history.groupby("epoch")["loss"].sum(skipna=False))]
-    marker = "o" if len(epochs) < 30 else ""
-    axes.plot(epochs["step"], epochs["loss"], color="black", marker=marker, markersize=3, label="mean of an epoch")
-    if len(finite) < len(history):
-        onset = history.loc[~np.isfinite(history["loss"]), "step"].iloc[0]
-        axes.axvline(onset, color=ORANGE, linestyle="--", label=f"loss not finite from step {onset}")
+    if len(epochs):
+        marker = "o" if len(epochs) < 30 else ""
+        axes.plot(epochs["step"], epochs["loss"], color="black", marker=marker, label="mean of an epoch")
+    if len(finite) < len(history) or onset is not None:
+        first = history.loc[~np.isfinite(history["loss"]), "step"].iloc[0] if onset is None else onset
+        axes.axvline(first, color=NAN, linestyle="--", label=f"not finite from step {first:,}")
     loss = finite["loss"]
     if len(loss) and loss.max() > 20 * max(loss.median(), 1e-12) and loss.min() > 0:
         axes.set_yscale("log")
-    axes.set(xlabel="step", ylabel="loss", title=title)
-    axes.legend()
+    axes.set(xlabel="step", ylabel="loss of the batch")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_title(wrapped(title))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=3, columnspacing=0.8, handlelength=1.6)
     return figure
+
+
+def wrapped(title: str, width: int = 50) -> str:
+    """Return a title in lines that fit above a figure."""
+    return "\n".join(textwrap.wrap(title, width))
 
 
 @styled()
@@ -64,28 +77,15 @@ def decision_boundary(
     if np.isfinite(predictions).all():
         away = max(float(np.abs(predictions - threshold).max()), 1e-12)
         span = min(away, 1.0) if threshold == 0 else 0.5
-        shades = axes.pcolormesh(
-            grid, grid, predictions, cmap="PuOr_r", vmin=threshold - span, vmax=threshold + span, rasterized=True
-        )
-        figure.colorbar(shades, ax=axes, label="prediction")
-        if predictions.min() < threshold < predictions.max():
-            axes.contour(grid, grid, predictions, levels=[threshold], colors="black", linewidths=1)
+        scale = threshold - span, threshold + span
+        shades = draw_predictions(axes, grid, grid, predictions, scale, threshold, size=36)
+        figure.colorbar(shades, ax=axes, label=f"prediction (line: {threshold:g})")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     else:
         axes.text(0.5, 0.5, "the predictions\nare not finite", ha="center", va="center")
-    for x1, x2, marker, label in (((0, 1), (0, 1), "o", "false"), ((0, 1), (1, 0), "s", "true")):
-        axes.scatter(
-            x1,
-            x2,
-            marker=marker,
-            s=36,
-            facecolor="white",
-            edgecolor="black",
-            label=label,
-            zorder=3,
-            clip_on=False,
-        )
-    axes.set(xlabel="x1", ylabel="x2", title=title, xlim=extent, ylim=extent, aspect="equal")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        axes.set(xlim=extent, ylim=extent, aspect="equal")
+    axes.set(xlabel="$x_1$", ylabel="$x_2$")
+    figure.suptitle(wrapped(title), x=0.01, ha="left", fontsize=8)
     return figure
 
 
@@ -98,18 +98,16 @@ def outcomes(cells: pd.DataFrame, keys: Sequence[str]) -> Figure:
         keys: its columns that tell cells apart.
     """
     rows = cells.to_dict("records")
-    names = []
-    for row in rows:
-        values = [f"{key.rpartition('.')[2]}={typed(row[key])}" for key in keys if not pd.isna(row[key])]
-        names.append(f"{' '.join(values)} (n = {row['runs']:,})".strip())
-    wide = 1.8 + 0.055 * max(map(len, names))  # inches: the bars and the longest name
+    names = [f"{setting_words({key: row[key] for key in keys})} (n = {row['runs']:,})".strip() for row in rows]
+    wide = 1.8 + 0.05 * max(map(len, names))  # inches: the bars and the longest name
     figure, axes = subplots(width=max(COLUMN, wide), height=0.17 * len(cells) + 1.0)
     for y, row in enumerate(rows):
         outcome_bar(axes, y, row, width=1 / row["runs"])
         solved = row["solved"] / row["runs"]
         low, high = wilson(row["solved"], row["runs"])
-        axes.errorbar(solved, y, xerr=[[solved - low], [high - solved]], color="black", capsize=2, linewidth=0.9)
+        axes.errorbar(solved, y, xerr=error_bars([low], [solved], [high]), color="black", capsize=2, linewidth=0.9)
     axes.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), xlabel="share of runs")
+    figure.suptitle("lines: 95 % interval of the share solved", x=0.01, ha="left", fontsize=7)
     axes.set_yticks(range(len(names)), names, fontsize=6.5)
     outcome_legend(figure, loc="outside lower center")
     return figure

@@ -4,19 +4,44 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
-from numpy.typing import NDArray
 
 from xor_study.analysis.axon import ADAM, BROKEN, LOSS, NEWEST, OVERFLOW, SETTINGS, SWITCHES
 from xor_study.analysis.cells import Cells
-from xor_study.figures.style import BLUE, GREEN, GREY, ORANGE, PALETTE, outcome_bar, outcome_legend, styled, subplots
+from xor_study.figures.panels import (
+    draw_predictions,
+    heat_map,
+    log_rates,
+    loss_bands,
+    share_curves,
+    shares_bar,
+    survival_curves,
+    variance_bars,
+)
+from xor_study.figures.style import (
+    BROKEN_COLOUR,
+    GREY,
+    LIMIT,
+    NAN,
+    PALETTE,
+    SOUND,
+    STROKES,
+    TALLEST,
+    UNGUARDED,
+    band,
+    legend_below,
+    level_styles,
+    styled,
+    subplots,
+)
+from xor_study.figures.words import count_words, sentence_words, value_words
 
 _LINES: list[dict[str, Any]] = [
     {"color": colour, "marker": marker, "linestyle": line, "markersize": 3, "linewidth": 1}
@@ -26,15 +51,6 @@ _LINES: list[dict[str, Any]] = [
 ]
 """A colour, a marker and a stroke for each of ten lines: no two share more than one of them."""
 
-VERDICT_MARKS = {
-    "supported": ("o", GREEN),
-    "refuted": ("X", ORANGE),
-    "not the cause": ("s", BLUE),
-    "undecided": ("D", GREY),
-}
-
-_LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
-
 MANTISSA = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 """Significant bits of each precision, the hidden one included."""
 
@@ -42,26 +58,19 @@ WIDER = ("bfloat16", "float16")
 """Precisions whose sigmoid torch evaluates in float32 and then rounds."""
 
 
-def rounding_logit(dtype: str) -> float:
-    """Return the logit from which on a probability is 1 in a precision: p log 2 or (p + 1) log 2 of its p bits.
+def rounding_bits(dtype: str) -> int:
+    """Return how many times log 2 a logit must be for a probability to be 1 in a precision: p or p + 1 of its p bits.
 
     Numbers just below 1 are 2^-p apart, so 1 - e^-z, known exactly and then rounded, becomes 1 where e^-z <= 2^-(p+1):
     z = (p + 1) log 2. Evaluated in the precision itself, 1 / (1 + e^-z) is 1 as soon as 1 + e^-z is, and numbers just
     above 1 are 2^-(p-1) apart: z = p log 2. Ties go to 1, which is even.
     """
-    return (MANTISSA[dtype] + (dtype in WIDER)) * math.log(2)
+    return MANTISSA[dtype] + (dtype in WIDER)
 
 
-def _band(axes: Axes, table: pd.DataFrame, x: str, y: str, label: str, style: dict[str, Any]) -> None:
-    """Draw a line with its interval, columns y, y_low and y_high."""
-    axes.plot(table[x], table[y], label=label, **style)
-    axes.fill_between(table[x], table[f"{y}_low"], table[f"{y}_high"], color=style["color"], alpha=0.2, linewidth=0)
-
-
-def _runs(cells: pd.DataFrame) -> str:
-    """Return how many runs each of some cells has."""
-    counts = sorted(cells["n"].unique())
-    return f"n = {counts[0]:,}" if len(counts) == 1 else f"n = {counts[0]:,} to {counts[-1]:,}"
+def rounding_logit(dtype: str) -> float:
+    """Return the logit from which on a probability is 1 in a precision: `rounding_bits` times log 2."""
+    return rounding_bits(dtype) * math.log(2)
 
 
 @styled()
@@ -71,25 +80,25 @@ def symptom(table: pd.DataFrame) -> Figure:
     Args:
         table: of `evidence.symptom`.
     """
-    figure, (upper, lower) = subplots(2, 1, height=3.6, sharex=True, height_ratios=(2, 1))
-    upper.plot(table["step"], table["median"], color=ORANGE, label="median")
-    upper.fill_between(table["step"], table["low"], table["high"], color=ORANGE, alpha=0.25, lw=0, label="quartiles")
+    figure, (upper, lower) = subplots(2, 1, height=3.9, sharex=True, height_ratios=(2, 1.1))
+    style: dict[str, Any] = {"color": BROKEN_COLOUR, "label": "median; band: quartiles"}
+    band(upper, table["step"], table["median"], (table["low"], table["high"]), **style)
     example = table.dropna(subset="example")
-    label = f"seed {table['example_seed'].iloc[0]}, NaN from here"
-    upper.plot(example["step"], example["example"], color="black", linewidth=0.9)
-    upper.plot(example["step"].iloc[-1], example["example"].iloc[-1], "x", color="black", label=label)
-    upper.axhline(0.77, color=GREY, linestyle=":", linewidth=0.9)
-    upper.text(10000, 0.74, "the report's 0.77", va="top", ha="right", color=GREY)
-    ticks = [0.5, 1, 2, 5]
-    upper.set(xscale="log", yscale="log", ylabel="mean loss so far", yticks=ticks, yticklabels=map(str, ticks))
+    label = f"the run of seed {table['example_seed'].iloc[0]}; cross: NaN from there on"
+    upper.plot(example["step"], example["example"], color="black", linewidth=0.9, linestyle="--", label=label)
+    upper.plot(example["step"].iloc[-1], example["example"].iloc[-1], "X", color="black", markersize=5)
+    upper.axhline(0.77, **LIMIT, label="0.77, which the report prints")
+    ticks = [0.5, 1, 2, 5, 10]
+    upper.set(xscale="log", yscale="log", ylabel="mean of all losses so far", ylim=(0.5, 30))
+    upper.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     upper.minorticks_off()
-    upper.set_title(f"Axon 0.6.1, SGD without a rate (n = {table['n'].iloc[0]})", loc="left", fontsize=8.5)
-    upper.legend(loc="upper left", bbox_to_anchor=(0, 0.95))
-    lower.plot(table["step"], table["nan"], color=ORANGE, drawstyle="steps-post")
-    lower.fill_between(table["step"], table["nan_low"], table["nan_high"], step="post", color=ORANGE, alpha=0.25, lw=0)
-    lower.axvline(1000, color=GREY, linestyle=":", linewidth=0.9)
-    lower.text(1000, 0.5, "one epoch ", ha="right", color=GREY)
-    lower.set(xlabel="step", ylabel="share NaN", ylim=(0, 0.6))
+    upper.set_title(f"Axon 0.6.1, SGD at its default rate ({count_words(table['n'])})")
+    upper.legend(loc="upper left")
+    ends = table["nan_low"], table["nan_high"]
+    band(lower, table["step"], table["nan"], ends, step="post", color=NAN, label="share; band: 95 % interval")
+    lower.axvline(1000, **LIMIT, label="end of the first epoch")
+    lower.set(xlabel="step", ylabel="share NaN", ylim=(0, 0.15 + 1.05 * table["nan_high"].max()))
+    lower.legend(loc="upper left")
     return figure
 
 
@@ -101,34 +110,47 @@ def learning_rate(cells: pd.DataFrame) -> Figure:
         cells: of `cells.Study`.
     """
     study = Cells(cells)
-    figure, (upper, lower) = subplots(2, 1, height=4.9, sharex=True, height_ratios=(1.35, 1))
+    figure, (upper, lower) = subplots(2, 1, height=4.5, height_ratios=(1.2, 1))
     sound = study.where("lr", "optimizer")
-    sound = sound[sound["n"] == sound["n"].max()].sort_values("lr")
-    for (name, table), style in zip(sound.groupby("optimizer", sort=False), _LINES, strict=False):
-        if name != ADAM:  # it is Adam with one more epsilon; the lines coincide
-            _band(upper, table, "lr", "solved", str(name), style)
-    upper.set_title(f"(a) the sound network ({_runs(sound)})", loc="left", fontsize=8.5)
-    upper.set(ylabel="share solved", xscale="log", ylim=(-0.03, 1.03))
-    upper.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.45, -0.1), columnspacing=0.8, handlelength=1.8)
-    broken = study.where("lr", "optimizer", **BROKEN).sort_values("lr")
-    lines = {
-        "Axon 0.6.1, SGD": broken[broken["optimizer"] == "sgd"],
-        "Axon 0.6.1, Adam": broken[broken["optimizer"] == ADAM],
-        "loss without guards, SGD": study.where("lr", loss="binary_cross_entropy_naive").sort_values("lr"),
-        "sound, SGD": sound[sound["optimizer"] == "sgd"],
+    sound = sound[sound["n"] == sound["n"].max()]
+    sound = sound[sound["optimizer"] != ADAM]  # it is Adam with one more epsilon; the lines coincide
+    names = list(dict.fromkeys(sound["optimizer"]))
+    styles = dict(zip(map(value_words, names), level_styles("optimizer", names), strict=True))
+    share_curves(upper, sound.assign(label=sound["optimizer"].map(value_words)), "lr", "solved", styles)
+    upper.set_title(f"(a) sound networks ({count_words(sound['n'])})")
+    broken, adam = (
+        study.where("lr", "optimizer", **BROKEN),
+        {"linestyle": "--", "marker": "s", "markersize": 6, "fillstyle": "none"},
+    )
+    tables = {
+        "Axon 0.6.1, SGD": (broken[broken["optimizer"] == "sgd"], {"color": BROKEN_COLOUR, "marker": "o"}),
+        "Axon 0.6.1, Adam": (broken[broken["optimizer"] == ADAM], {"color": BROKEN_COLOUR} | adam),
+        "unguarded loss, SGD": (
+            study.where("lr", loss="binary_cross_entropy_naive"),
+            {"color": UNGUARDED, "marker": "D", "linestyle": ":"},
+        ),
+        "sound, SGD": (
+            sound[sound["optimizer"] == "sgd"],
+            {"color": SOUND, "marker": "^", "linestyle": "-."},
+        ),
     }
-    for (name, table), style in zip(lines.items(), _LINES, strict=False):
-        _band(lower, table, "lr", "nonfinite", name, style)
-    shown = pd.concat(lines.values())
-    lower.set_title(f"(b) what goes to NaN ({_runs(shown)})", loc="left", fontsize=8.5)
-    lower.set(xlabel="learning rate", ylabel="share NaN", ylim=(-0.03, 1.03))
-    lower.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.32), columnspacing=0.8, handlelength=1.8)
+    shown = pd.concat([table.assign(label=label) for label, (table, _) in tables.items()])
+    share_curves(lower, shown, "lr", "nonfinite", {label: style for label, (_, style) in tables.items()})
+    lower.set_title(f"(b) networks that go to NaN ({count_words(shown['n'])})")
+    for axes, below in ((upper, -0.3), (lower, -0.36)):
+        log_rates(axes, shown["lr"])
+        axes.set(
+            xlabel="learning rate (bands: 95 % intervals)", xlim=(shown["lr"].min() / 1.5, shown["lr"].max() * 1.5)
+        )
+        columns = 3 if axes is upper else 2
+        where: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.45, below)}
+        axes.legend(ncols=columns, columnspacing=1, handlelength=2.4, **where)
     return figure
 
 
 @styled()
 def heatmaps(cells: pd.DataFrame) -> Figure:
-    """Draw the outcomes over the rate and the initializer, the loss, the activation; a bar of shares for each cell.
+    """Draw the shares of runs that solve XOR and that go to NaN over the rate and three other suspects.
 
     Args:
         cells: of `cells.Study`.
@@ -136,43 +158,34 @@ def heatmaps(cells: pd.DataFrame) -> Figure:
     study = Cells(cells)
     inits = study.where("lr", "init")
     # Initializers that were tried at a few rates only would leave gaps.
-    wide = inits.groupby("init")["lr"].transform("nunique") > 3
+    inits = inits[inits.groupby("init")["lr"].transform("nunique") > 3]
     losses = study.where("lr", "loss", *SWITCHES)
-    versions = {"Axon 0.6.1": BROKEN, "Axon 0.7.0": NEWEST}
-    for name, switches in versions.items():
+    for name, switches in {"Axon 0.6.1": BROKEN, "Axon 0.7.0": NEWEST}.items():
         losses.loc[(losses[list(switches)] == list(switches.values())).all(axis=1), "loss"] = name
-    # Combinations of the switches that no version has are left out.
-    losses = losses[losses["loss"] != LOSS]
-    panels = (
-        ("(a) initializer", inits[wide & inits["lr"].isin((0.001, 0.01, 0.1, 1, 10))], "init"),
-        ("(b) loss", losses[losses["lr"].isin((0.001, 0.01, 0.1, 1, 10, 100))], "loss"),
-        (
-            "(c) hidden activation",
-            study.where("lr", "activation.hidden", lr=[0.01, 0.1, 1, 10, 100]),
-            "activation.hidden",
-        ),
-    )
-    rows = [table[key].nunique() for _, table, key in panels]
-    figure, axes = subplots(3, 1, height=0.16 * sum(rows) + 1.9, height_ratios=rows)
-    for ax, (title, table, key) in zip(axes, panels, strict=True):
-        _shares(ax, table, key)
-        ax.set_title(f"{title} ({_runs(table)})", loc="left", x=-0.4, fontsize=8.5)
-    axes[-1].set_xlabel("learning rate")
-    outcome_legend(figure, loc="outside lower center")
+    losses = losses[losses["loss"] != LOSS]  # combinations of the switches that no version has
+    panels = {
+        "(a) initializer": (inits, "init"),
+        "(b) loss": (losses, "loss"),
+        "(c) hidden activation": (study.where("lr", "activation.hidden"), "activation.hidden"),
+    }
+    rates = {f"$10^{{{power}}}$": 10.0**power for power in range(-3, 3)}
+    heights = [table[key].nunique() for table, key in panels.values()]
+    figure, grid = subplots(3, 2, height=4.5, height_ratios=heights, sharex="col", sharey="row")
+    for axes, (title, (table, key)) in zip(grid, panels.items(), strict=True):
+        table = table[table["lr"].isin(list(rates.values()))]
+        ticks = {"x": rates, "y": {value_words(level): level for level in dict.fromkeys(table[key])}}
+        meshes = [
+            heat_map(ax, table, "lr", key, outcome, ticks)
+            for ax, outcome in zip(axes, ("solved", "nonfinite"), strict=True)
+        ]
+        axes[0].set_title(f"{title} ({count_words(table['n'])})", x=-0.95)
+        axes[0].tick_params(axis="y", labelsize=6)
+        axes[1].tick_params(axis="y", labelleft=False)
+    for column, outcome in enumerate(("solved", "nonfinite")):
+        grid[-1, column].tick_params(axis="x", labelsize=5)
+        shares_bar(figure, meshes[column], grid[:, column], outcome)
+    figure.supxlabel("learning rate (hatched: not run)", fontsize=8)
     return figure
-
-
-def _shares(axes: Axes, table: pd.DataFrame, key: str) -> None:
-    """Draw the shares of all outcomes of each cell as a stacked bar, rates from left to right, `key` downwards."""
-    rates, names = sorted(table["lr"].unique()), list(dict.fromkeys(table[key]))
-    for row in table.to_dict("records"):
-        outcome_bar(axes, names.index(row[key]), row, float(rates.index(row["lr"])), 0.92)
-    short = [name.replace("binary_cross_entropy", "bce") for name in names]
-    axes.set(yticks=range(len(names)), yticklabels=short, xlim=(-0.08, len(rates)), ylim=(len(names) - 0.5, -0.5))
-    axes.set(xticks=np.arange(len(rates)) + 0.46, xticklabels=[f"{rate:g}" for rate in rates])
-    axes.tick_params(length=0)
-    for side in axes.spines.values():
-        side.set_visible(False)
 
 
 @styled()
@@ -184,27 +197,30 @@ def loss_curves(cells: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         curves: of `cells.curves`.
     """
     study = Cells(cells)
-    panels = (
-        ("(a) the sound network", {f"SGD {lr:g}": {"lr": lr} for lr in (0.001, 0.01, 0.1, 1.0, 10.0)}),
-        (
-            "(b) the loss of Axon 0.6.1",
-            {f"SGD {lr:g}": BROKEN | {"lr": lr} for lr in (0.001, 0.01, 0.1, 1.0)}
-            | {"Adam 0.001": BROKEN | SETTINGS["Adam 0.001"]},
-        ),
-    )
-    figure, both = subplots(2, 1, height=5.0, sharex=True)
-    for axes, (title, settings) in zip(both, panels, strict=True):
-        indices = [study.one(**values) for values in settings.values()]
-        for label, index, style in zip(settings, indices, _LINES, strict=False):
-            table = curves[curves["cell"] == index]
-            axes.plot(table["step"], table["median"], label=label, **style | {"marker": ""})
-            axes.fill_between(table["step"], table["low"], table["high"], color=style["color"], alpha=0.2, linewidth=0)
-        axes.set_title(f"{title} ({_runs(cells.iloc[indices])})", loc="left", fontsize=8.5)
-        axes.set(xscale="log", yscale="log", ylabel="loss of the batch")
-        below = -0.28 if axes is both[1] else -0.08
-        axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.45, below), columnspacing=0.8, handlelength=1.8)
-    both[1].set_xlabel("step")
+    rates = (0.001, 0.01, 0.1, 1.0, 10.0)
+    styles = level_styles("lr", rates)
+    adam = level_styles("optimizer", ["adam"])[0]
+    sound = [study.one(lr=lr) for lr in rates]
+    broken = [study.one(**BROKEN, lr=lr) for lr in rates[:-1]]
+    settings = BROKEN | SETTINGS["Adam 0.001"]
+    figure, (upper, lower) = subplots(2, 1, height=4.3, sharex=True)
+    names = [f"SGD, rate {lr:g}" for lr in rates]
+    tables: dict[Any, pd.DataFrame] = dict(iter(curves.groupby("cell")))
+    loss_bands(upper, {name: tables[cell] for name, cell in zip(names, sound, strict=True)}, styles)
+    upper.set_title(f"(a) sound network ({count_words(cells['n'].iloc[sound])})")
+    lines = {name: tables[cell] for name, cell in zip(names, broken, strict=False)}
+    lines |= {f"Adam, rate {settings['lr']:g}": tables[study.one(**settings)]}
+    loss_bands(lower, lines, [*styles[:-1], adam])
+    lower.set_title(f"(b) Axon 0.6.1 ({count_words(cells['n'].iloc[broken])})")
+    lower.set_xlabel("step (median of runs still finite; bands: quartiles)")
+    handles = {label: handle for axes in (upper, lower) for handle, label in zip(*_handles(axes), strict=True)}
+    figure.legend(list(handles.values()), list(handles), ncols=3, loc="outside lower center", columnspacing=1)
     return figure
+
+
+def _handles(axes: Axes) -> tuple[list[Any], list[Any]]:
+    handles, labels = axes.get_legend_handles_labels()
+    return handles, labels
 
 
 @styled()
@@ -216,32 +232,31 @@ def precision(onsets: pd.DataFrame) -> Figure:
     """
     rounded = onsets[onsets["side"].isin(("one", "both"))]
     names = [name for name in MANTISSA if (onsets["dtype"] == name).any()]
-    figure, axes = subplots(height=2.9)
-    spread = np.random.default_rng(0)
-    labels = []
-    for x, name in enumerate(names):
-        table = rounded[rounded["dtype"] == name].sort_values("logit")
-        _onsets(axes, table, x + spread.uniform(-0.3, 0.3, len(table)))
-        limit, bits = rounding_logit(name), MANTISSA[name] + (name in WIDER)
-        axes.hlines(limit, x - 0.42, x + 0.42, color="black", linewidth=1.2)
-        where: dict[str, Any] = {"ha": "right", "va": "top", "fontsize": 6.5, "bbox": _LABEL}
-        axes.text(x + 0.45, limit / 1.12, f"{bits} log 2 = {limit:.1f}", **where)
-        labels.append(f"{name}\nn = {len(table):,}")
-    axes.plot([], [], "o", color=ORANGE, markersize=3, label="at the NaN")
-    axes.plot([], [], "o", color=BLUE, markersize=3, fillstyle="none", label="one step before")
-    axes.plot([], [], "-", color="black", label="p rounds to 1")
-    axes.set(yscale="log", ylabel="largest logit in the batch (0.5: or less)")
-    axes.set(xticks=range(len(names)), xticklabels=labels)
-    axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.45, 1.0), columnspacing=0.8, handlelength=1.2)
+    figure, grid = subplots(2, 2, height=3.4, sharex=True, sharey=True)
+    for axes, name, letter in zip(grid.flat, names, "abcd", strict=False):
+        table = rounded[rounded["dtype"] == name]
+        _distribution(axes, table["before"].dropna(), "one step before", color=GREY, linestyle="--")
+        _distribution(axes, table["logit"], "at the NaN", color=NAN)
+        bits = rounding_bits(name)
+        axes.axvline(rounding_logit(name), **LIMIT, label=r"$p$ rounds to 1")
+        axes.set_title(f"({letter}) {name} (n = {len(table):,})\n${bits} \\log 2 = {rounding_logit(name):.1f}$")
+        axes.set_xscale("symlog", linthresh=5)
+        axes.set(xlim=(-600, 800), ylim=(0, 1.02), yticks=[0, 0.5, 1])
+        axes.set_xticks([-100, 0, 10, 100], ["-100", "0", "10", "100"])
+        axes.xaxis.set_minor_locator(NullLocator())
+    for axes in grid.flat[len(names) :]:
+        axes.set_visible(False)
+    for axes in grid[-1]:
+        axes.set_xlabel("largest logit $z$")
+    figure.supylabel("share of runs at or below", fontsize=8)
+    legend_below(figure, grid[0, 0], 3)
     return figure
 
 
-def _onsets(axes: Axes, table: pd.DataFrame, x: NDArray[np.float64]) -> None:
-    """Draw the logits at the NaN and one step before, joined by a line."""
-    before = table["before"].clip(lower=0.5)
-    axes.vlines(x, before, table["logit"], color=GREY, linewidth=0.25, alpha=0.5)
-    axes.plot(x, before, "o", color=BLUE, markersize=1.6, fillstyle="none", markeredgewidth=0.4)
-    axes.plot(x, table["logit"], "o", color=ORANGE, markersize=1.8)
+def _distribution(axes: Axes, values: pd.Series[float], label: str, **style: Any) -> None:
+    """Draw which share of some values is at or below each of them."""
+    ordered = np.sort(values.to_numpy(float))
+    axes.plot(ordered, np.arange(1, len(ordered) + 1) / len(ordered), drawstyle="steps-post", label=label, **style)
 
 
 @styled()
@@ -253,105 +268,89 @@ def boundaries(panels: pd.DataFrame) -> Figure:
     """
     names = list(dict.fromkeys(panels["panel"]))
     figure, grid = subplots(2, 3, height=2.5)
-    for axes, name in zip(grid.flat, names, strict=True):
+    for axes, name, letter in zip(grid.flat, names, "abcdef", strict=True):
         table = panels[panels["panel"] == name]
         wide = table.pivot(index="x2", columns="x1", values="prediction")
-        x, y, values = wide.columns.to_numpy(), wide.index.to_numpy(), wide.to_numpy()
-        shades = axes.pcolormesh(x, y, values, cmap="PuOr_r", vmin=0, vmax=1, rasterized=True)
-        if values.min() < 0.5 < values.max():
-            axes.contour(x, y, values, levels=[0.5], colors="black", linewidths=1)
-        for x1, x2, marker in (((0, 1), (0, 1), "o"), ((0, 1), (1, 0), "s")):
-            axes.scatter(x1, x2, marker=marker, s=14, facecolor="white", edgecolor="black", zorder=3, clip_on=False)
-        axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), aspect="equal", xticks=[0, 1], yticks=[0, 1])
-        axes.set_title(name, fontsize=8)
-    figure.colorbar(shades, ax=grid, label="prediction", shrink=0.6, ticks=[0, 0.5, 1])
-    figure.supxlabel("x1 (circles: false, squares: true; one network each)", fontsize=8)
-    figure.supylabel("x2", fontsize=8)
+        shades = draw_predictions(
+            axes, wide.columns.to_numpy(), wide.index.to_numpy(), wide.to_numpy(), (0.0, 1.0), 0.5, size=12
+        )
+        axes.set(xticks=[0, 1], yticks=[0, 1])
+        axes.set_title(f"({letter}) {sentence_words(name)}", fontsize=7)
+    bar = figure.colorbar(shades, ax=grid, shrink=0.7, ticks=[0, 0.5, 1], aspect=15)
+    bar.set_label("prediction (line: 0.5)")
+    figure.supxlabel("$x_1$ (circles: false, squares: true; one network each)", fontsize=8)
+    figure.supylabel("$x_2$", fontsize=8)
     return figure
 
 
 @styled()
 def gradients(courses: pd.DataFrame) -> Figure:
-    """Draw gradient norm and largest logit over time in some settings: medians and quartiles.
+    """Draw gradient norm, largest logit and saturation over time in some settings: medians and quartiles.
 
     Args:
         courses: of `evidence.courses`.
     """
-    panels = (("grad_norm", "(a) norm of the gradient"), ("max_abs_logit", "(b) largest |logit|"))
-    figure, both = subplots(2, 1, height=4.4, sharex=True)
-    for axes, (measure, title) in zip(both, panels, strict=True):
+    measures = [name for name in ("grad_norm", "max_abs_logit", "saturated") if (courses["measure"] == name).any()]
+    figure, panels = subplots(len(measures), 1, height=4.4, sharex=True)
+    for axes, measure in zip(panels, measures, strict=True):
         chosen = courses[courses["measure"] == measure]
-        for (name, table), style in zip(chosen.groupby("setting", sort=False), _LINES, strict=False):
-            axes.plot(table["step"], table["median"], label=str(name), **(style | {"marker": ""}))
-            axes.fill_between(table["step"], table["low"], table["high"], color=style["color"], alpha=0.2, linewidth=0)
-        axes.set(xscale="log")
-        if measure == "grad_norm":
-            axes.set_yscale("symlog", linthresh=1e-6)
-            axes.set(ylim=(0, 1e6), yticks=[0, 1e-6, 1e-4, 1e-2, 1, 1e2, 1e4, 1e6])
-            axes.yaxis.set_minor_locator(NullLocator())
-        else:
-            axes.set_yscale("log")
-        axes.set_title(f"{title} (n = {chosen['n'].iloc[0]})", loc="left", fontsize=8.5)
-    edge = round(OVERFLOW, 2)  # drawn where its label says
-    both[1].axhline(edge, color=GREY, linestyle=":", linewidth=0.9)
-    both[1].text(1, 95, f"{edge}: beyond, e^|z| is infinite in float32", va="bottom", color=GREY, fontsize=7)
-    both[1].set_xlabel("step")
-    figure.legend(*both[0].get_legend_handles_labels(), ncols=2, loc="outside lower center", columnspacing=1)
+        for (name, table), style in zip(chosen.groupby("setting", sort=False), _versions(chosen), strict=True):
+            label = sentence_words(str(name))
+            band(axes, table["step"], table["median"], (table["low"], table["high"]), label=label, **style)
+        _MEASURES[measure](axes)
+    panels[0].set_title(f"(a) gradient ({count_words(courses['n'])})")
+    panels[-1].set_xlabel("step (lines: medians; bands: quartiles)")
+    legend_below(figure, panels[0], 2, columnspacing=0.8, handlelength=2.0)
     return figure
 
 
+def _gradient_axes(axes: Axes) -> None:
+    axes.set(xscale="log", ylabel=r"norm $\|\nabla L\|$")
+    axes.set_yscale("symlog", linthresh=1e-6, linscale=2)
+    axes.set(ylim=(-1e-7, 1e6), yticks=[0, 1e-6, 1e-3, 1, 1e3, 1e6])
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _logit_axes(axes: Axes) -> None:
+    axes.axhline(OVERFLOW, **LIMIT)
+    limit = rf"above {OVERFLOW:.2f}, $e^{{|z|}}$ is infinite in float32"
+    axes.text(1, 1.15 * OVERFLOW, limit, va="bottom", fontsize=7)
+    axes.set(yscale="log", ylabel="largest $|z|$", title="(b) logits", ylim=(None, 1000))
+
+
+def _saturation_axes(axes: Axes) -> None:
+    axes.set(ylabel="share", title="(c) saturated hidden outputs", ylim=(-0.03, 1.03))
+
+
+_MEASURES = {"grad_norm": _gradient_axes, "max_abs_logit": _logit_axes, "saturated": _saturation_axes}
+"""How the axes of each measure are set up."""
+
+
+def _versions(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a style for each setting of a table: the colour of its version, and a stroke of its own in that."""
+    settings: Sequence[str] = [str(name) for name in dict.fromkeys(table["setting"])]
+    broken = [name.startswith("Axon 0.6.1") for name in settings]
+    return [
+        {"color": BROKEN_COLOUR if bad else SOUND, "linestyle": STROKES[broken[:number].count(bad)]}
+        for number, bad in enumerate(broken)
+    ]
+
+
 @styled()
-def fixes(claims: pd.DataFrame) -> Figure:
-    """Draw the effects of all claims with their intervals, those that are rates and those that are steps.
-
-    Args:
-        claims: of `claims.verdicts`.
-    """
-    steps = claims["test"].str.contains("Wilcoxon")
-    parts = (claims[~steps].reset_index(drop=True), claims[steps].reset_index(drop=True))
-    heights = [len(part) for part in parts]
-    figure, both = subplots(2, 1, height=0.17 * sum(heights) + 1.5, height_ratios=heights)
-    for axes, part in zip(both, parts, strict=True):
-        for y, row in enumerate(part.to_dict("records")):
-            marker, colour = VERDICT_MARKS[row["verdict"]]
-            spread = [[row["effect"] - row["low"]], [row["high"] - row["effect"]]]
-            axes.errorbar(
-                row["effect"], y, xerr=np.maximum(spread, 0), fmt=marker, color=colour, markersize=4, capsize=2
-            )
-        labels = [f"{row['claim']}  (n = {row['n']:,})" for row in part.to_dict("records")]
-        axes.axvline(0, color="black", linewidth=0.6)
-        axes.set(yticks=range(len(part)), yticklabels=labels, ylim=(len(part) - 0.5, -0.5))
-        axes.tick_params(axis="y", labelsize=6.5, length=0)
-    both[0].set(xlabel="share, or difference of shares", xlim=(-1.05, 1.05))
-    both[1].set_xlabel("steps later (negative: sooner)")
-    for verdict, (marker, colour) in VERDICT_MARKS.items():
-        both[0].plot([], [], marker, color=colour, markersize=4, label=verdict)
-    figure.legend(
-        *both[0].get_legend_handles_labels(), ncols=4, loc="outside lower center", columnspacing=0.8, handlelength=1
-    )
-    return figure
-
-
-@styled()
-def importance(table: pd.DataFrame) -> Figure:
+def importance(table: pd.DataFrame, of: str = "success on sound networks") -> Figure:
     """Draw the share of the variance of success that each factor explains, alone and in pairs.
 
     Args:
-        table: of `evidence.importance`.
+        table: of `evidence.importance` or `statistics.decomposition`, with a column n, the runs read.
+        of: what varies.
     """
-    figure, axes = subplots(height=0.17 * len(table) + 0.8)
-    y = np.arange(len(table))
-    spread = [table["share"] - table["low"], table["high"] - table["share"]]
-    colours = np.where(table["term"].str.contains(" x "), ORANGE, BLUE)
-    colours[table["term"] == "higher order"] = GREY
-    axes.barh(y, table["share"], color=colours, height=0.7)
-    axes.errorbar(table["share"], y, xerr=np.maximum(spread, 0), fmt="none", color="black", capsize=2, linewidth=0.8)
-    axes.set(yticks=y, yticklabels=table["term"], ylim=(len(table) - 0.5, -0.5))
-    axes.set_xlabel("share of the variance")
-    axes.set_title(f"success on sound networks (n = {table['n'].iloc[0]:,})", loc="left", x=-0.5, fontsize=8.5)
-    axes.legend(
-        handles=[Patch(color=BLUE, label="one factor"), Patch(color=ORANGE, label="two together")],
-        loc="lower right",
+    figure, axes = subplots(height=min(0.17 * len(table) + 1.1, TALLEST))
+    figure.legend(handles=variance_bars(axes, table), ncols=3, loc="outside lower center", columnspacing=1)
+    figure.suptitle(
+        f"variance of {of}\n(n = {table['n'].iloc[0]:,} runs; bars: 95 % intervals)",
+        x=0.01,
+        ha="left",
+        fontsize=8,
     )
     return figure
 
@@ -363,19 +362,18 @@ def time_to_solve(survival: pd.DataFrame) -> Figure:
     Args:
         survival: of `evidence.survival`.
     """
-    figure, axes = subplots(height=2.6)
-    for (name, table), style in zip(survival.groupby("setting", sort=False), _LINES, strict=False):
-        line = style | {"marker": ""}
-        axes.plot(table["step"], table["unsolved"], drawstyle="steps-post", label=str(name), **line)
-        axes.fill_between(
-            table["step"], table["low"], table["high"], step="post", color=style["color"], alpha=0.2, linewidth=0
-        )
-    axes.set(xscale="log", xlabel="step", ylabel="share not solved yet", ylim=(-0.02, 1.02))
-    axes.set_title(f"n = {survival['n'].min():,} each; marks: censored there", loc="left", fontsize=8.5)
-    # After all lines, so that no line hides a mark.
-    for (_, table), style in zip(survival.groupby("setting", sort=False), _LINES, strict=False):
-        last = table.iloc[-1]
-        if last["unsolved"] > 0:
-            axes.plot(last["step"], last["unsolved"], "|", color=style["color"], markersize=7)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.24), ncols=3, columnspacing=0.8, handlelength=1.8)
+    figure, axes = subplots(height=2.9)
+    settings = [str(name) for name in dict.fromkeys(survival["setting"])]
+    styles = [_of_setting(name) | {"linestyle": STROKES[number]} for number, name in enumerate(settings)]
+    survival_curves(axes, survival, {name: sentence_words(name) for name in settings}, styles)
+    axes.set_title(f"sound network ({count_words(survival['n'])}; bands: 95 % intervals)")
+    axes.set_xlabel("step (vertical bar: end of training)")
+    legend_below(figure, axes, 3)
     return figure
+
+
+def _of_setting(name: str) -> dict[str, Any]:
+    """Return the style of a setting such as "SGD 0.1, relu": SGD has the colour of its rate, others have their own."""
+    optimizer, rate = name.partition(",")[0].split()
+    sgd = optimizer == "SGD"
+    return level_styles("lr", [float(rate)])[0] if sgd else level_styles("optimizer", [optimizer.lower()])[0]

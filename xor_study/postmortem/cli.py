@@ -65,9 +65,12 @@ def _examined(options: argparse.Namespace) -> Postmortem:
 
 def _draw(story: Postmortem, path: Path, suffixes: tuple[str, ...]) -> None:
     from xor_study import figures
+    from xor_study.training.spec import KEYS
 
-    drawn = figures.last_steps(story.title, story.run.history, story.history, story.corners, story.marks)
-    figures.save(drawn, path, suffixes)
+    values = {key: getattr(story.run.spec, name) for key, name in KEYS.items()}
+    title = figures.run_title({**values, "outcome": story.run.outcome})
+    drawn = figures.last_steps(title, story.run.history, story.history, story.corners, story.marks)
+    figures.save(drawn, path, suffixes, title=title)
 
 
 def _check_figure(name: str) -> tuple[str, ...]:

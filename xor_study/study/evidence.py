@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from xor_study.analysis import axon, statistics
 from xor_study.analysis.cells import QUARTILES, Study, describe
+from xor_study.analysis.survival import not_solved_yet
 from xor_study.engines import train
 from xor_study.engines.results import Result
 from xor_study.errors import StudyError
@@ -364,8 +365,6 @@ def survival(study: Study) -> pd.DataFrame:
     Kaplan and Meier's estimate with its 95 % interval (log-log); runs that end unsolved are censored there. Columns:
     setting, n, step, unsolved, low, high.
     """
-    from statsmodels.duration.survfunc import SurvfuncRight  # a second to import, for this table only
-
     settings: dict[str, dict[str, Any]] = {
         "SGD 0.01": {},
         "SGD 0.1": {"lr": 0.1},
@@ -376,36 +375,7 @@ def survival(study: Study) -> pd.DataFrame:
     tables = []
     for name, values in settings.items():
         runs = study.runs_of(study.one(**values))
-        steps = (runs["epochs"] * runs["iterations"]).to_numpy()
-        solved = runs["solved_step"].notna().to_numpy()
-        times = np.where(solved, runs["solved_step"].fillna(0), steps).astype(float)
-        estimate = SurvfuncRight(times, solved.astype(int))
-        low, high = _log_log(estimate.surv_prob, estimate.surv_prob_se)
-        columns = {"step": estimate.surv_times, "unsolved": estimate.surv_prob, "low": low, "high": high}
-        table = _thinned(pd.DataFrame(columns))
-        start = pd.DataFrame({"step": [1.0], "unsolved": 1.0, "low": 1.0, "high": 1.0})
-        table = pd.concat([start, table, table.tail(1).assign(step=float(steps.max()))]).drop_duplicates("step")
-        table.insert(0, "n", len(runs))
+        table = not_solved_yet(runs)
         table.insert(0, "setting", name)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
-
-
-def _log_log(share: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ends of Kalbfleisch and Prentice's 95 % interval of a survival function.
-
-    Args:
-        share: survival at each time, shape (times,).
-        error: its standard error, shape (times,).
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        spread = 1.959964 * error / (share * np.abs(np.log(share)))
-        low, high = share ** np.exp(spread), share ** np.exp(-spread)
-    return np.where(np.isfinite(low), low, share), np.where(np.isfinite(high), high, share)
-
-
-def _thinned(table: pd.DataFrame, points: int = 200) -> pd.DataFrame:
-    """Return some rows of a table, evenly spaced, with the first and the last."""
-    if len(table) <= points:
-        return table
-    return table.iloc[np.unique(np.linspace(0, len(table) - 1, points).round().astype(int))]

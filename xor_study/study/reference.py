@@ -19,6 +19,7 @@ import torch
 from xor_study import figures
 from xor_study.engines.lanes import native
 from xor_study.errors import StudyError
+from xor_study.figures.captions import CAPTIONS, TITLES
 from xor_study.files import write_atomically, write_table
 from xor_study.study import report
 from xor_study.study.processes import Each
@@ -78,7 +79,7 @@ def draw(folder: Path, name: str, into: Path | None = None) -> list[Path]:
     target = into or folder / "figures"
     target.mkdir(exist_ok=True)
     figure = getattr(figures, name)(*(read_table(folder, table) for table in figures.FIGURES[name]))
-    return figures.save(figure, target / name)
+    return figures.save(figure, target / name, title=TITLES[name], caption=CAPTIONS[name])
 
 
 def environment() -> dict[str, str]:

@@ -17,6 +17,7 @@ import pandas as pd
 from xor_study.analysis.axon import BROKEN, LOSS, NEWEST, OVERFLOW, PLATEAU, PLATEAU_FORMULA, SETTINGS, SWITCHES
 from xor_study.analysis.cells import Cells
 from xor_study.figures import FIGURES
+from xor_study.figures.captions import CAPTIONS
 from xor_study.files import write_atomically
 from xor_study.study.claims import CLAIMS
 from xor_study.study.wording import listed
@@ -30,32 +31,6 @@ Tables = Callable[[str], pd.DataFrame]
 QUESTION = "Why did this small network train to NaN, and what cures it?"
 
 RUN = "python -m xor_study.run"
-
-CAPTIONS = {
-    "symptom": "Output of Axon 0.6.1's training loop: the mean of all losses so far, never reset, so one NaN stays. "
-    "Above: median and quartiles of the runs that are not NaN yet, and one run that is NaN within the first epoch. "
-    "Below: the share that is NaN.",
-    "mechanism": "Three defects in a chain. (a) The loss, with the plateau of the theory dotted; hollow marks are the "
-    "real Axon's. (b) Outcomes with each single repair. (c) The last steps of one run.",
-    "learning_rate": "Shares of runs that solve XOR and that go to NaN, by learning rate; bands are Wilson's 95 % "
-    "intervals.",
-    "heatmaps": "Outcomes by learning rate and three of the article's other suspects, with SGD; one bar of shares for "
-    "each cell.",
-    "loss_curves": "Loss over time, sound and broken: medians and quartiles.",
-    "precision": "The logit at which a loss without guards goes to NaN, and the largest one step before. The lines are "
-    "the logits from which p rounds to 1: p log 2 or (p + 1) log 2 of p significant bits.",
-    "boundaries": "Predictions of trained networks around the unit square, and the article's own picture.",
-    "gradients": "Norm of the gradient and largest logit over time: medians and quartiles.",
-    "monitors": "Early warnings. (a), (b) Share of the runs that go to NaN, or that go to NaN or stay broken, with an "
-    "alarm before, against the share of all other runs with an alarm, over all thresholds. (c) to (e) Thresholds are "
-    "tuned on the study mechanism, on half of cells and seeds, and judged on the other half: bars are Wilson's 95 % "
-    "intervals in (c) and (d), quartiles in (e); dashed lines in (d) are the share of all runs that go to NaN.",
-    "fixes": "The effect of every claim with its 95 % interval.",
-    "importance": "Share of the variance of success that each factor explains on sound networks, alone and in pairs; "
-    "bootstrap intervals over seeds.",
-    "time_to_solve": "Share of runs that have not solved XOR yet; Kaplan and Meier's estimate with 95 % intervals.",
-}
-"""The caption of each figure: how it is read, not what it shows."""
 
 METHOD = [
     "A run is solved if all four corners are on their right sides in the end, NaN from the first step whose loss, "

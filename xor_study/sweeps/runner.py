@@ -52,15 +52,16 @@ def run_one(
         result = train_table(table, detail, engine=engine, device=device, threads=threads, progress=follow)
     assert result.history is not None
     run = result.runs.iloc[0]
-    title = f"{run['optimizer']}, lr {run['lr']:g}, seed {run['seed']}: {run['outcome']}"
+    title = figures.run_title(run.to_dict())
     records.write_history(folder, result)
     records.write_weights(folder, result)
-    figures.save(figures.loss_curve(result.history, title), folder / "loss", lay_out_once=True)
+    onset = None if pd.isna(run["first_nonfinite_step"]) else int(run["first_nonfinite_step"])
+    figures.save(figures.loss_curve(result.history, title, onset), folder / "loss", lay_out_once=True, title=title)
     decides = LOSSES[run["loss"]]
     by_logit = decides.decided_by == "logit"
     predictions = plane(result.network(0), -MARGIN, 1 + MARGIN, GRID, return_logit=by_logit)
     boundary = figures.decision_boundary(predictions, (-MARGIN, 1 + MARGIN), decides.threshold, title)
-    figures.save(boundary, folder / "boundary", lay_out_once=True)
+    figures.save(boundary, folder / "boundary", lay_out_once=True, title=title)
     # The table last: where it is, everything else is.
     write_table(folder / records.RUNS, records.runs_table(result))
     if log == "axon":

@@ -21,9 +21,9 @@ usage: xor-study [KEY=VALUE ...]                 train one network
        xor-study -m [KEY=VALUE,VALUE,... ...]    train every combination, as a sweep that can be resumed
        xor-study COMMAND [...]                   (each has --help)
 
-  show FOLDER          print the table of a sweep again (--figure: and draw it)
-  compare A B          compare the outcomes of two sweeps, paired by seed
-  figures [NAME ...]   draw the figures of the study
+  show FOLDER          print the table of a sweep again (--figure: and draw it; --format latex, csv, ...)
+  compare A B          compare the outcomes of two sweeps, paired by seed (--format as for show)
+  figures [FOLDER]     draw the figures of a sweep, or of the study
   autopsy [KEY=VALUE]  explain step by step why one run fails, and what prevents it
   reproduce            run the whole study again and compare it with the committed results
   conformance [FILE]   replay recorded training of the real Axon (--versions: which are affected)
