@@ -174,14 +174,15 @@ def _rates_differ(there: pd.DataFrame, here: pd.DataFrame) -> Iterator[Differenc
     for outcome in OUTCOMES:
         one, other = (integers(table, f"{outcome}_runs") for table in (there, here))
         for row in np.flatnonzero(one * m != other * n).tolist():
-            counts = (int(one[row]), int(n[row])), (int(other[row]), int(m[row]))
+            counts = (int(one[row]), int(other[row])), (int(n[row]), int(m[row]))
             pairs.append((outcome, str(there.index[row]), *counts))
-    p = [two_samples((one[0], other[0]), (one[1], other[1])) for _, _, one, other in pairs]
+    p = [two_samples(successes, trials) for _, _, successes, trials in pairs]
     # Cells that agree count as comparisons too: their p is 1.
     adjusted = holm(p + [1.0] * (len(there) * len(OUTCOMES) - len(p)))
-    for (outcome, name, one, other), chance in zip(pairs, adjusted, strict=False):
+    for (outcome, name, successes, trials), chance in zip(pairs, adjusted, strict=False):
         if chance < SIGNIFICANT:
-            yield f"runs {outcome}", name, f"{one[0]} of {one[1]}", f"{other[0]} of {other[1]}"
+            texts = [f"{count} of {total}" for count, total in zip(successes, trials, strict=True)]
+            yield f"runs {outcome}", name, texts[0], texts[1]
 
 
 def _compare_verdicts(found: Comparison, reference: Path, fresh: Path, quick: bool) -> None:

@@ -131,11 +131,8 @@ def software(record: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
     """
     before, now = record["environment"], environment()
     pairs = [(name, str(before[name]), now[name]) for name in names if name in before]
-    return [
-        f"{name} {one} there, {other} here"
-        for name, one, other in pairs
-        if _version(name, one) != _version(name, other)
-    ]
+    unlike = [(name, *both) for name, *both in pairs if _version(name, both[0]) != _version(name, both[1])]
+    return [f"{name} {one} there, {other} here" for name, one, other in unlike]
 
 
 def _version(name: str, text: str) -> str:

@@ -96,8 +96,8 @@ def values_differ(what: str, there: pd.DataFrame, here: pd.DataFrame, exactly: b
         off = unequal(there[column], here[column], 0.0 if exactly else TOLERANCE)
         rows = np.flatnonzero(off).tolist()
         for row in rows[:MOST_ROWS]:
-            values = (show(table[column].iloc[row]) for table in (there, here))
-            yield f"{what}, {column}", str(there.index[row]), *values
+            one, other = (show(table[column].iloc[row]) for table in (there, here))
+            yield f"{what}, {column}", str(there.index[row]), one, other
         if len(rows) > MOST_ROWS:
             yield f"{what}, {column}", f"{len(rows) - MOST_ROWS:,} more of {len(there):,} rows", "", ""
 
@@ -158,14 +158,15 @@ def row_names(table: pd.DataFrame, columns: Sequence[str]) -> pd.Index[str]:
         columns: of `naming_columns`.
     """
     if list(columns) == ["run_id"]:
-        return pd.Index(table["run_id"])
+        return pd.Index(table["run_id"].to_numpy(object))
     usual = {key: str(getattr(RunSpec(), field)) for key, field in KEYS.items()} if columns == CELL else {}
     names = [""] * len(table)
     for column in columns:
         left_out = ("", usual.get(column))
-        texts = ["" if value in left_out else f" {column}={value}" for value in table[column]]
+        texts = ["" if value in left_out else f" {column}={value}" for value in table[column].tolist()]
         names = list(map(add, names, texts))
-    return pd.Index([name.strip() or "the article's" for name in names])
+    texts = [name.strip() or "the article's" for name in names]
+    return pd.Index(texts)
 
 
 def texts_differ(path: Path, other: Path, name: str) -> Iterator[Difference]:
