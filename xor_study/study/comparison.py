@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import pandas as pd
 from xor_study.analysis.cells import CELL
 from xor_study.analysis.statistics import holm, two_samples
 from xor_study.figures.pictures import LEVELS, PIXELS
-from xor_study.study.consistency import cells_contradict, files_differ, integers, record_differs, software
+from xor_study.study.consistency import Texts, cells_contradict, files_differ, integers, record_differs, software
 from xor_study.study.digests import ALL, TENTH
 from xor_study.study.equality import (
     TOLERANCE,
@@ -82,15 +83,16 @@ def differences(reference: Path, fresh: Path, quick: bool, each: Each = map) -> 
         StudyError: if the tables of runs or cells, or the record, are missing or can't be read.
     """
     found, record = Comparison(), read_provenance(reference)
-    found.rows += [*files_differ(reference, record["sha256"]), *record_differs(reference, record)]
-    runs = compare_runs(reference, fresh, quick)
+    there, here = (cache(partial(read_texts, folder)) for folder in (reference, fresh))
+    found.rows += [*files_differ(reference, record["sha256"]), *record_differs(there, record)]
+    runs = compare_runs(there, here, quick)
     others = [] if runs.identical else software(record, DECISIVE)
     found.compared.append(runs.text + (f"; versions may be why: {', '.join(others)}" if others else ""))
     found.rows += [] if others else runs.differing
     if quick or not runs.identical:
-        _compare_rates(found, reference, fresh)
+        _compare_rates(found, there, here)
     if quick or others:
-        _compare_verdicts(found, reference, fresh, quick)
+        _compare_verdicts(found, there, here, quick)
     _compare_tables(found, reference, fresh, quick, bool(others))
     _compare_files(found, reference, reference if quick or not runs.identical else fresh, record, each)
     traces = sorted(AXON.glob("trace_*.json"))
@@ -108,18 +110,18 @@ class Runs(NamedTuple):
     differing: list[Difference]
 
 
-def compare_runs(reference: Path, fresh: Path, quick: bool) -> Runs:
+def compare_runs(reference: Texts, fresh: Texts, quick: bool) -> Runs:
     """Compare all runs of a reproduction with the reference's, bit for bit.
 
     All by the digests of their cells, and those that both keep one by one.
 
     Args:
-        reference: as in `differences`.
-        fresh: likewise.
+        reference: (name) -> a table of the reference.
+        fresh: likewise of the reproduction.
         quick: whether the reproduction has the first tenth of the seeds of each cell.
     """
     kept, same, differing = _kept_runs(reference, fresh, quick)
-    there, here = (read_texts(folder, "cells") for folder in (reference, fresh))
+    there, here = (tables("cells") for tables in (reference, fresh))
     if not {ALL, TENTH} <= set(there):
         text = f"{same:,} of {kept:,} runs identical, one by one; the other runs have no digests in cells.csv"
         advice = "without: write the reference again with reproduce --out"
@@ -142,9 +144,9 @@ def compare_runs(reference: Path, fresh: Path, quick: bool) -> Runs:
     return Runs(identical == total, text, differing)
 
 
-def _kept_runs(reference: Path, fresh: Path, quick: bool) -> tuple[int, int, list[Difference]]:
+def _kept_runs(reference: Texts, fresh: Texts, quick: bool) -> tuple[int, int, list[Difference]]:
     """Return how many runs both keep, how many of these are identical, and the differences."""
-    there, here = (read_texts(folder, "runs").set_index("run_id") for folder in (reference, fresh))
+    there, here = (tables("runs").set_index("run_id") for tables in (reference, fresh))
     there, here = (table.drop(columns=MADE_BY, errors="ignore") for table in (there, here))
     if quick:
         there = there[there.index.isin(here.index)]  # of most cells it has fewer seeds than are kept
@@ -158,9 +160,9 @@ def _kept_runs(reference: Path, fresh: Path, quick: bool) -> tuple[int, int, lis
     return len(there), int((~off).sum()), differing
 
 
-def _compare_rates(found: Comparison, reference: Path, fresh: Path) -> None:
+def _compare_rates(found: Comparison, reference: Texts, fresh: Texts) -> None:
     """Compare how many runs of each cell had which outcome, by Fisher's exact test with Holm's correction."""
-    there, here = (read_texts(folder, "cells") for folder in (reference, fresh))
+    there, here = (tables("cells") for tables in (reference, fresh))
     there, here = (table.set_index(row_names(table, CELL)) for table in (there, here))
     there, rows = matched("cell", there, here)
     unlike = list(_rates_differ(there, here.loc[there.index]))
@@ -185,9 +187,9 @@ def _rates_differ(there: pd.DataFrame, here: pd.DataFrame) -> Iterator[Differenc
             yield f"runs {outcome}", name, texts[0], texts[1]
 
 
-def _compare_verdicts(found: Comparison, reference: Path, fresh: Path, quick: bool) -> None:
+def _compare_verdicts(found: Comparison, reference: Texts, fresh: Texts, quick: bool) -> None:
     """Compare verdicts; one of a tenth of the seeds may be undecided."""
-    before, now = (read_texts(folder, "claims").set_index("claim")["verdict"] for folder in (reference, fresh))
+    before, now = (tables("claims").set_index("claim")["verdict"] for tables in (reference, fresh))
     names, undecided = before.index.union(now.index, sort=False), 0
     for name in names:
         one, other = str(before.get(name, "missing")), str(now.get(name, "missing"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from xor_study.analysis.statistics import wilson
 from xor_study.errors import StudyError
 from xor_study.study.digests import ALL, RECORDED, TENTH, digests
 from xor_study.study.equality import MOST_ROWS, Difference, row_names, unequal
-from xor_study.study.reference import environment, files_of, inputs, read_texts, sha256
+from xor_study.study.reference import environment, files_of, inputs, sha256
 from xor_study.study.tables import SEEDS, STUDY
 from xor_study.training.outcome import OUTCOMES
 from xor_study.training.table import distinct_rows
+
+Texts = Callable[[str], pd.DataFrame]
+"""(name) -> a table as it is written, every value a text."""
 
 
 def files_differ(reference: Path, hashes: Mapping[str, str]) -> Iterator[Difference]:
@@ -33,8 +36,13 @@ def files_differ(reference: Path, hashes: Mapping[str, str]) -> Iterator[Differe
             yield "file", name, f"altered, {sha256(reference / name)[:12]}", f"{hashes[name][:12]} in the record"
 
 
-def record_differs(reference: Path, record: Mapping[str, Any]) -> Iterator[Difference]:
-    """Yield what in the record contradicts the tables beside it, or the files of this checkout that were its inputs."""
+def record_differs(tables: Texts, record: Mapping[str, Any]) -> Iterator[Difference]:
+    """Yield what in the record contradicts the tables beside it, or the files of this checkout that were its inputs.
+
+    Args:
+        tables: (name) -> a table of the reference.
+        record: of the reference.
+    """
     where = "provenance.json"
     if missing := environment().keys() - record["environment"].keys():
         yield where, "environment", f"without {', '.join(sorted(missing))}", "recorded now"
@@ -45,7 +53,7 @@ def record_differs(reference: Path, record: Mapping[str, Any]) -> Iterator[Diffe
         one, other = (hashes.get(name, "missing")[:12] for hashes in (before, now))
         if one != other:
             yield "input", name, one, other
-    runs, cells = read_texts(reference, "runs"), read_texts(reference, "cells")
+    runs, cells = tables("runs"), tables("cells")
     told = {"study": STUDY, "runs": int(integers(cells, "n").sum()), "cells": len(cells)}
     told |= {"torch_version": record["environment"].get("torch")}
     for name, value in told.items():
@@ -69,13 +77,16 @@ def integers(table: pd.DataFrame, column: str) -> NDArray[np.int64]:
         raise StudyError(f"cells.csv of the reference: column {column}: {error}") from error
 
 
-def cells_contradict(reference: Path) -> Iterator[Difference]:
+def cells_contradict(tables: Texts) -> Iterator[Difference]:
     """Yield where the table of cells contradicts itself, or the runs that are kept of each cell.
 
     Counts of outcomes must add up, shares and intervals must follow from them, and no count may be below that of the
     runs kept. A digest must be theirs, if all of the runs that it covers are kept.
+
+    Args:
+        tables: (name) -> a table of the reference.
     """
-    cells, runs = read_texts(reference, "cells"), read_texts(reference, "runs")
+    cells, runs = tables("cells"), tables("runs")
     names = row_names(cells, CELL)
     n = integers(cells, "n")
     counts = {outcome: integers(cells, f"{outcome}_runs") for outcome in OUTCOMES}

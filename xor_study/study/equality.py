@@ -166,7 +166,7 @@ def row_names(table: pd.DataFrame, columns: Sequence[str]) -> pd.Index[str]:
         texts = ["" if value in left_out else f" {column}={value}" for value in table[column].tolist()]
         names = list(map(add, names, texts))
     texts = [name.strip() or "the article's" for name in names]
-    return pd.Index(texts)
+    return pd.Index(texts, dtype="object")
 
 
 def texts_differ(path: Path, other: Path, name: str) -> Iterator[Difference]:
