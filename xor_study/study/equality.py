@@ -21,6 +21,8 @@ TOLERANCE = 1e-9
 MOST_ROWS = 3
 """Rows that are named of each column in which tables differ."""
 
+USUAL = RunSpec()
+
 Difference = tuple[str, str, str, str]
 """What differs, where, and its value in the reference and here."""
 
@@ -158,15 +160,15 @@ def row_names(table: pd.DataFrame, columns: Sequence[str]) -> pd.Index[str]:
         columns: of `naming_columns`.
     """
     if list(columns) == ["run_id"]:
-        return pd.Index(table["run_id"].to_numpy(object))
-    usual = {key: str(getattr(RunSpec(), field)) for key, field in KEYS.items()} if columns == CELL else {}
+        return pd.Index(table["run_id"].tolist())
+    usual = {key: str(getattr(USUAL, field)) for key, field in KEYS.items()} if columns == CELL else {}
     names = [""] * len(table)
     for column in columns:
         left_out = ("", usual.get(column))
         texts = ["" if value in left_out else f" {column}={value}" for value in table[column].tolist()]
         names = list(map(add, names, texts))
     texts = [name.strip() or "the article's" for name in names]
-    return pd.Index(texts, dtype="object")
+    return pd.Index(texts)
 
 
 def texts_differ(path: Path, other: Path, name: str) -> Iterator[Difference]:
