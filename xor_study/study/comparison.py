@@ -43,6 +43,9 @@ MADE_BY = ["engine", "device", "torch_version", "package_version", "git_commit"]
 DECISIVE = ("python", "torch", "numpy", "llvmlite", "system", "libc")
 """Parts of the environment that may decide about a run's bits."""
 
+VECTORS = ("instruction_set",)
+"""What may decide besides about the bits of runs that torch's own kernels compute, in any engine but lanes."""
+
 RENDERER = ("matplotlib", "freetype", "fonttools")
 """Parts of the environment that decide how a figure looks."""
 
@@ -86,7 +89,7 @@ def differences(reference: Path, fresh: Path, quick: bool, each: Each = map) -> 
     there, here = (cache(partial(read_texts, folder)) for folder in (reference, fresh))
     found.rows += [*files_differ(reference, record["sha256"]), *record_differs(there, record)]
     runs = compare_runs(there, here, quick)
-    others = [] if runs.identical else software(record, DECISIVE)
+    others = [] if runs.identical else software(record, DECISIVE + VECTORS * ("lanes" not in runs.engines))
     found.compared.append(runs.text + (f"; versions may be why: {', '.join(others)}" if others else ""))
     found.rows += [] if others else runs.differing
     if quick or not runs.identical:
@@ -103,9 +106,17 @@ def differences(reference: Path, fresh: Path, quick: bool, each: Each = map) -> 
 
 
 class Runs(NamedTuple):
-    """How the runs compare: whether all are identical, in words, and the differences."""
+    """How the runs compare.
+
+    Attributes:
+        identical: whether all are.
+        engines: of those that are not.
+        text: all this in words.
+        differing: the differences.
+    """
 
     identical: bool
+    engines: set[str]
     text: str
     differing: list[Difference]
 
@@ -120,13 +131,13 @@ def compare_runs(reference: Texts, fresh: Texts, quick: bool) -> Runs:
         fresh: likewise of the reproduction.
         quick: whether the reproduction has the first tenth of the seeds of each cell.
     """
-    kept, same, differing = _kept_runs(reference, fresh, quick)
+    kept, same, engines, differing = _kept_runs(reference, fresh, quick)
     there, here = (tables("cells") for tables in (reference, fresh))
     if not {ALL, TENTH} <= set(there):
         text = f"{same:,} of {kept:,} runs identical, one by one; the other runs have no digests in cells.csv"
         advice = "without: write the reference again with reproduce --out"
         differing.append(("cells.csv", f"columns {ALL} and {TENTH}", advice, "with"))
-        return Runs(same == kept, text, differing)
+        return Runs(same == kept, engines, text, differing)
     there, here = (table.set_index(row_names(table, CELL)) for table in (there, here))
     there, n = there[~there.index.duplicated()].reindex(here.index), integers(here, "n")
     # A quick run has only the first tenth of the seeds, so all of its runs are those.
@@ -141,12 +152,15 @@ def compare_runs(reference: Texts, fresh: Texts, quick: bool) -> Runs:
         columns = sorted({row[0].partition(", ")[2] for row in differing if row[0].startswith("run, ")})
         text += f" by the digests of their cells, {same:,} of {kept:,} one by one"
         text += f" (others differ in {', '.join(columns)})" if columns else ""
-    return Runs(identical == total, text, differing)
+    runs = fresh("runs").drop_duplicates(CELL)
+    engines = set(runs["engine"][~equal[here.index.get_indexer(row_names(runs, CELL))]])
+    return Runs(identical == total, engines, text, differing)
 
 
-def _kept_runs(reference: Texts, fresh: Texts, quick: bool) -> tuple[int, int, list[Difference]]:
-    """Return how many runs both keep, how many of these are identical, and the differences."""
+def _kept_runs(reference: Texts, fresh: Texts, quick: bool) -> tuple[int, int, set[str], list[Difference]]:
+    """Return how many runs both keep, how many of these are identical, the engines of the others, and differences."""
     there, here = (tables("runs").set_index("run_id") for tables in (reference, fresh))
+    engines = here["engine"]
     there, here = (table.drop(columns=MADE_BY, errors="ignore") for table in (there, here))
     if quick:
         there = there[there.index.isin(here.index)]  # of most cells it has fewer seeds than are kept
@@ -157,7 +171,7 @@ def _kept_runs(reference: Texts, fresh: Texts, quick: bool) -> tuple[int, int, l
     off = np.zeros(len(there), bool)
     for column in columns:
         off |= unequal(there[column], here[column], 0)
-    return len(there), int((~off).sum()), differing
+    return len(there), int((~off).sum()), set(engines[there.index[off]]), differing
 
 
 def _compare_rates(found: Comparison, reference: Texts, fresh: Texts) -> None:
