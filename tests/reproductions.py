@@ -1,11 +1,9 @@
 """A small reproduction to alter: some of the committed cells with 20 seeds, of which 2 are kept, and all figures."""
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +12,7 @@ import pandas as pd
 import pytest
 
 from xor_study.analysis.cells import Study, seeds_of_each_cell
+from xor_study.figures import FIGURES
 from xor_study.files import write_table
 from xor_study.study import comparison, consistency, redrawing
 from xor_study.study.digests import cells_with_digests
@@ -29,7 +28,6 @@ from xor_study.study.reference import (
     sha256,
     table_files,
     table_path,
-    write_pages,
 )
 
 KEPT = 2
@@ -53,7 +51,11 @@ class Folders(NamedTuple):
 def made(folder: Path) -> Folders:
     """Make the reproductions."""
     found = Folders(*(folder / name for name in Folders._fields))
-    shutil.copytree(REFERENCE, found.reference)
+    (found.reference / "figures").mkdir(parents=True)
+    for path in table_files(REFERENCE):
+        shutil.copy(path, found.reference)
+    for path in (path for name in FIGURES for path in sorted(REFERENCE.glob(f"figures/{name}.p*"))):
+        shutil.copy(path, found.reference / "figures")
     n = read_table(REFERENCE, "cells")["n"]
     cells = n.index[(n > n.min()) | (n.index % EVERY == 0)]  # pages look up some of those with many seeds
     numbers = {str(cell): str(number) for number, cell in enumerate(cells)}
@@ -67,7 +69,7 @@ def made(folder: Path) -> Folders:
     tables = {"cells": cells_with_digests(study), "runs": seeds_of_each_cell(study, KEPT)}
     for name, table in tables.items():
         write_table(table_path(found.reference, name), table)
-    record = read_provenance(found.reference) | {"environment": environment(), "inputs": inputs()}
+    record = read_provenance(REFERENCE) | {"environment": environment(), "inputs": inputs()}
     write_pages(found.reference, record | {"runs": len(runs), "cells": len(study.cells)})
     shutil.copytree(found.reference, found.full)
     found.quick.mkdir()
@@ -82,20 +84,20 @@ def made(folder: Path) -> Folders:
 
 @contextmanager
 def small(folder: Path) -> Iterator[Folders]:
-    """Provide the reproductions; figures are not drawn but copied, and pages written once for each content.
+    """Provide the reproductions; figures are not drawn but copied, and pages are those of `write_pages`.
 
     Axon's traces are replayed in tests of their own.
     """
     found = made(folder)
 
     def draw(folder: Path, name: str) -> None:
-        for path in (found.reference / "figures").glob(f"{name}.*"):
+        for path in (found.reference / "figures").glob(f"{name}.p*"):
             shutil.copy(path, folder / "figures")
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(consistency, "SEEDS", KEPT)
         patched.setattr(redrawing, "draw", draw)
-        patched.setattr(redrawing, "write_pages", partial(write_once, {}))
+        patched.setattr(redrawing, "write_pages", write_pages)
         patched.setattr(comparison, "_trace_differs", lambda path: [])
         yield found
 
@@ -107,16 +109,33 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folders]:
         yield found
 
 
-def write_once(known: dict[str, dict[str, bytes]], folder: Path, record: dict[str, Any]) -> None:
-    """Write the pages as `write_pages` does, from memory if they were written from the same files before."""
-    before = {name: sha256(folder / name) for name in files_of(folder)}
-    told = {name: value for name, value in record.items() if name != "sha256"}
-    key = hashlib.sha256(json.dumps([before, told], sort_keys=True).encode()).hexdigest()
-    if key not in known:
-        write_pages(folder, record)
-        known[key] = {name: (folder / name).read_bytes() for name in files_of(folder) if name not in before}
-    for name, content in known[key].items():
-        (folder / name).write_bytes(content)
+def write_pages(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write some pages and the record, in place of those that the package writes, which need all cells of the study.
+
+    They show what those show: claims, counts of cells, pictures, versions; and there are a LaTeX table and captions.
+    """
+    tables = {name: read_texts(folder, name) for name in ("claims", "cells", "importance", "examples")}
+    claims = ["| " + " | ".join(row) + " |" for row in tables["claims"].to_numpy().tolist()]
+    versions = [f"- {name}: `{value}`" for name, value in record["environment"].items()]
+    versions += [f"- {name}: `{record[name]}`" for name in ("command", "git_commit", "runs", "cells")]
+    counts = json.dumps(tables["cells"][["solved_runs", "nonfinite_runs"]].to_numpy().tolist()[:50])
+    losses = json.dumps(tables["examples"]["loss"].tolist())
+    pictures = "".join(f"<img src=data:{path.read_bytes().hex()}>" for path in sorted(folder.glob("figures/*.png")))
+    shares = [" & ".join(row) + r" \\" for row in tables["importance"].to_numpy().tolist()]
+    texts = {
+        "report.md": ["# None of the suspects is the cause", *claims, *versions],
+        "report.html": ["<p>None of the suspects is the cause", *claims, f"<script>{counts}{losses}", pictures],
+        "paper.tex": [r"\begin{tabular}{lrrrr}", *shares, r"\end{tabular}"],
+        **{f"figures/{name}.txt": [f"How to read {name}: bands are 95 % intervals."] for name in FIGURES},
+    }
+    for name, lines in texts.items():
+        (folder / name).write_text("\n".join(lines))
+    (folder / PROVENANCE).write_text(json.dumps(dict(record)))
+    rehash(folder)
+
+
+TEXTS = ["report.md", "report.html", "paper.tex", "figures/importance.txt"]
+"""Pages of every kind."""
 
 
 def altered(folders: Folders, folder: Path, act: Callable[[Path], object]) -> Path:

@@ -250,6 +250,7 @@ def _compare_table(found: Comparison, name: str, reference: Path, fresh: Path, q
         found.rows += tables_differ(name, there, here)
         return True
     if "seed" not in there or "seed" not in here:
+        found.rows += only_in_one(f"table {name}, column", there.columns, here.columns)
         return False
     # Columns up to the seed tell runs apart; there may be several rows of each, such as steps.
     names = list(here.columns[: list(here.columns).index("seed") + 1])

@@ -160,7 +160,8 @@ def row_names(table: pd.DataFrame, columns: Sequence[str]) -> pd.Index[str]:
         columns: of `naming_columns`.
     """
     if list(columns) == ["run_id"]:
-        return pd.Index(table["run_id"].tolist())
+        run_ids: list[str] = table["run_id"].tolist()
+        return pd.Index(run_ids)
     usual = {key: str(getattr(USUAL, field)) for key, field in KEYS.items()} if columns == CELL else {}
     names = [""] * len(table)
     for column in columns:
