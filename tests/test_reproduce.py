@@ -14,10 +14,12 @@ import pytest
 from reproductions import Folders, altered, edit, folders, rehash
 
 from xor_study import reproduce
+from xor_study.errors import StudyError
 from xor_study.figures import FIGURES
 from xor_study.figures.pictures import difference
+from xor_study.files import write_table
 from xor_study.study import consistency, tables
-from xor_study.study.comparison import differences
+from xor_study.study.comparison import NEEDED, differences
 from xor_study.study.digests import ALL, TENTH, digests
 from xor_study.study.equality import tables_differ, unequal
 from xor_study.study.processes import processes
@@ -30,6 +32,7 @@ from xor_study.study.reference import (
     read_provenance,
     read_table,
     read_texts,
+    table_path,
     write_pages,
 )
 
@@ -146,6 +149,34 @@ def test_a_reference_without_digests_is_one_line(folders: Folders, tmp_path: Pat
         ((what, where, there, _),) = rows(folders, reference, quick=quick)
         assert (what, where) == ("cells.csv", f"columns {ALL} and {TENTH}")
         assert "reproduce --out" in there
+
+
+@pytest.mark.parametrize("name", ["runs", "cells", "claims"])
+def test_a_table_that_is_needed_is_missed_in_one_line(name: str, folders: Folders, tmp_path: Path) -> None:
+    reference = altered(folders, tmp_path, lambda at: table_path(at, name).unlink())
+    with pytest.raises(StudyError, match=rf"{name}\.csv\S*: can't be read \(No such file or directory\)$"):
+        differences(reference, folders.full, quick=False)
+    table_path(reference, name).write_bytes(b"\x1f\x8b\x08\x00damaged")
+    with pytest.raises(StudyError, match=rf"{name}\.csv\S*: can't be read \("):
+        differences(reference, folders.full, quick=False)
+    column = NEEDED[name][-1]
+    write_table(table_path(reference, name), read_texts(folders.reference, name).drop(columns=column))
+    with pytest.raises(StudyError, match=rf"{name}\.csv\S*: has no column {column}$"):
+        differences(reference, folders.full, quick=False)
+
+
+def test_a_setting_that_only_the_code_has_is_a_column_that_differs(folders: Folders, tmp_path: Path) -> None:
+    """As before the reference is written again."""
+
+    def act(folder: Path) -> None:
+        for name in ("runs", "cells"):
+            edit(folder, name, lambda table: table.drop(columns="loss.eps"))
+
+    reference = altered(folders, tmp_path, act)
+    rehash(reference)
+    found = rows(folders, reference)
+    assert ["run, column", "loss.eps", "missing", "present"] in found
+    assert ["table cells, column", "loss.eps", "missing", "present"] in found
 
 
 def test_digests_depend_on_every_bit_and_on_no_new_column(folders: Folders) -> None:
@@ -274,6 +305,7 @@ def test_the_reference_is_small_and_complete() -> None:
     ("arguments", "code", "message"),
     [
         (["--reference", "nowhere"], 1, "error: nowhere/provenance.json: No such file or directory"),
+        (["--reference", "mine"], 1, "error: mine/provenance.json: No such file or directory"),
         (["--check", "--out", "x"], 1, "--check writes nothing: omit --out"),
         (["--jobs", "0"], 1, "error: --jobs=0: must be a whole number in [1, 61]"),
         (["--out", "mine"], 1, "error: --out=mine: holds files that are not a reproduction"),

@@ -55,7 +55,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     becomes_reference = folder.resolve() == expected.resolve()
     # What can fail at the end is checked first, before minutes are spent.
     if not becomes_reference:
-        reference.read_provenance(expected)
+        comparison.check_reference(expected)
     tables.axon_losses(reference.AXON)
     jobs = _jobs(options.jobs)
     if not options.check:

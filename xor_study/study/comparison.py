@@ -18,9 +18,10 @@ import pandas as pd
 
 from xor_study.analysis.cells import CELL
 from xor_study.analysis.statistics import holm, two_samples
+from xor_study.errors import StudyError
 from xor_study.figures.pictures import LEVELS, PIXELS
 from xor_study.study.consistency import Texts, cells_contradict, files_differ, integers, record_differs, software
-from xor_study.study.digests import ALL, TENTH
+from xor_study.study.digests import ALL, RECORDED, TENTH
 from xor_study.study.equality import (
     TOLERANCE,
     Difference,
@@ -52,6 +53,14 @@ RENDERER = ("matplotlib", "freetype", "fonttools")
 SIGNIFICANT = 0.01
 
 
+NEEDED = {
+    "runs": ["run_id", "seed", "engine", *RECORDED],
+    "cells": ["n", *(f"{outcome}{end}" for outcome in OUTCOMES for end in ("_runs", "", "_low", "_high"))],
+    "claims": ["claim", "verdict"],
+}
+"""Columns that a comparison can't do without, by table."""
+
+
 @dataclass
 class Comparison:
     """What came of comparing a reproduction with the reference.
@@ -72,6 +81,19 @@ class Comparison:
         return pd.DataFrame(self.rows, columns=["what", "where", "reference", "here"])
 
 
+def check_reference(folder: Path) -> None:
+    """Check that a reproduction can be compared with the results in a folder.
+
+    Raises:
+        StudyError: if the record or a table of `NEEDED` is missing, can't be read, or lacks a column.
+    """
+    read_provenance(folder)
+    for name, columns in NEEDED.items():
+        there = read_texts(folder, name).columns
+        if missing := [column for column in columns if column not in there]:
+            raise StudyError(f"{table_path(folder, name)}: has no column {', '.join(missing)}")
+
+
 def differences(reference: Path, fresh: Path, quick: bool, each: Each = map) -> Comparison:
     """Compare a reproduction with the reference.
 
@@ -83,8 +105,9 @@ def differences(reference: Path, fresh: Path, quick: bool, each: Each = map) -> 
         each: as `map`, or `map` of a pool of processes.
 
     Raises:
-        StudyError: if the tables of runs or cells, or the record, are missing or can't be read.
+        StudyError: as `check_reference`.
     """
+    check_reference(reference)
     found, record = Comparison(), read_provenance(reference)
     there, here = (cache(partial(read_texts, folder)) for folder in (reference, fresh))
     found.rows += [*files_differ(reference, record["sha256"]), *record_differs(there, record)]

@@ -46,11 +46,12 @@ def record_differs(tables: Texts, record: Mapping[str, Any]) -> Iterator[Differe
     where = "provenance.json"
     if missing := environment().keys() - record["environment"].keys():
         yield where, "environment", f"without {', '.join(sorted(missing))}", "recorded now"
-    before, now = record.get("inputs", {}), inputs()
-    if not before:
+    before, now = record.get("inputs"), inputs()
+    if not isinstance(before, dict):
         yield where, "inputs", "missing", "recorded now"
-    for name in sorted({*before, *now} if before else ()):
-        one, other = (hashes.get(name, "missing")[:12] for hashes in (before, now))
+        before = now
+    for name in sorted({*before, *now}):
+        one, other = (str(hashes.get(name, "missing"))[:12] for hashes in (before, now))
         if one != other:
             yield "input", name, one, other
     runs, cells = tables("runs"), tables("cells")
@@ -96,8 +97,9 @@ def cells_contradict(tables: Texts) -> Iterator[Difference]:
         for column, values in zip((outcome, f"{outcome}_low", f"{outcome}_high"), (count / n, *ends.T), strict=True):
             off = unequal(cells[column], pd.Series(values.astype(str)))
             yield from _marked(f"{column} of {outcome}_runs", names[off], cells[column][off], values[off])
-    number, firsts = distinct_rows((runs[key] for key in CELL), len(runs))
-    if not runs[CELL].iloc[firsts].reset_index(drop=True).equals(cells[CELL]):
+    settings = [key for key in CELL if key in runs and key in cells]  # code newer than the reference may have more
+    number, firsts = distinct_rows((runs[key] for key in settings), len(runs))
+    if not runs[settings].iloc[firsts].reset_index(drop=True).equals(cells[settings]):
         yield "cells.csv", "order of its rows", "another", "as in runs.csv.gz"
         return
     yield from _marked("runs kept", names, np.bincount(number), np.minimum(n, SEEDS))

@@ -164,7 +164,7 @@ def row_names(table: pd.DataFrame, columns: Sequence[str]) -> pd.Index[str]:
         return pd.Index(run_ids)
     usual = {key: str(getattr(USUAL, field)) for key, field in KEYS.items()} if columns == CELL else {}
     names = [""] * len(table)
-    for column in columns:
+    for column in (column for column in columns if column in table):  # code newer than the reference may have more
         left_out = ("", usual.get(column))
         texts = ["" if value in left_out else f" {column}={value}" for value in table[column].tolist()]
         names = list(map(add, names, texts))

@@ -208,6 +208,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         raise StudyError(f"{path}: {error.strerror}; reproduce needs a checkout of the repository") from error
     except ValueError as error:
         raise StudyError(f"{path}: can't be read as JSON ({error})") from error
-    if not isinstance(record, dict) or not {"environment", "sha256"} <= record.keys():
+    parts = ("environment", "sha256")
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), dict) for name in parts):
         raise StudyError(f"{path}: has no environment or no hashes")
     return record
