@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xor_study.errors import Parser, StudyError, in_one_line
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_LINES = 30
 JOBS, MOST_JOBS = 8, 61
 """Processes by default, on a machine with as many cores, and at most (on Windows): each takes some 400 MB."""
 
@@ -46,44 +46,59 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _reproduce(options: argparse.Namespace) -> int:
     """Do what the options ask for and return the exit code."""
     # These import torch, pandas and matplotlib, which `--help` does not need.
-    from xor_study.engines.lanes import cores
     from xor_study.study import comparison, reference, tables
     from xor_study.study.processes import processes
     from xor_study.sweeps import terminal
-    from xor_study.sweeps.provenance import provenance
 
     start = time.perf_counter()
     folder, expected = options.out or reference.REPRODUCTION, options.reference or reference.REFERENCE
     becomes_reference = folder.resolve() == expected.resolve()
     # What can fail at the end is checked first, before minutes are spent.
     if not becomes_reference:
-        reference.read_provenance(expected)
+        comparison.check_reference(expected)
     tables.axon_losses(reference.AXON)
     jobs = _jobs(options.jobs)
     if not options.check:
         reference.check_out(folder)
-    with processes(jobs) as each:
+    with processes(jobs) as each, tempfile.TemporaryDirectory(prefix="xor_study.") as scratch:
         runs, losses = tables.trained(options.quick, each)
         made = tables.tables_of(runs, losses, options.quick, each)
-        compared = None if becomes_reference else comparison.differences(expected, made, options.quick, each)
-        if not options.check:
-            arguments = ["--quick"] * options.quick + (["--out", str(options.out)] if options.out else [])
-            record = {
-                "command": " ".join(["python -m xor_study.reproduce", *arguments]),
-                "study": tables.STUDY,
-                "runs": len(runs),
-                "cells": len(made["cells"]),
-                "seconds": round(time.perf_counter() - start, 1),
-                "cores": cores(),
-                "environment": reference.environment(),
-                **provenance(),
-            }
+        if options.check:
+            folder = Path(scratch)
+            reference.write_tables(folder, made)
+        else:
+            record = _record(options, made["cells"], time.perf_counter() - start)
             reference.write(folder, made, record, each)
+        compared = None if becomes_reference else comparison.differences(expected, folder, options.quick, each)
     terminal.show_claims(made["claims"])
     print(f"{len(runs):,} runs in {len(made['cells']):,} cells, {time.perf_counter() - start:.0f} s")
     if not options.check:
         print(f"written: {folder}")
-    return 0 if compared is None else _show(expected, *compared) and options.check
+    if compared is None:
+        return 0
+    print(f"compared with {expected}:")
+    terminal.show_differences(compared.compared, compared.left_out, compared.differing)
+    return bool(compared.rows) and options.check
+
+
+def _record(options: argparse.Namespace, cells: pd.DataFrame, seconds: float) -> dict[str, Any]:
+    """Return the record of a reproduction, but for the hashes of its files."""
+    from xor_study.engines.lanes import cores
+    from xor_study.study import reference, tables
+    from xor_study.sweeps.provenance import provenance
+
+    arguments = ["--quick"] * options.quick + (["--out", str(options.out)] if options.out else [])
+    return {
+        "command": " ".join(["python -m xor_study.reproduce", *arguments]),
+        "study": tables.STUDY,
+        "runs": int(cells["n"].sum()),
+        "cells": len(cells),
+        "seconds": round(seconds, 1),
+        "cores": cores(),
+        "environment": reference.environment(),
+        "inputs": reference.inputs(),
+        **provenance(),
+    }
 
 
 def _jobs(given: int | None) -> int:
@@ -93,18 +108,6 @@ def _jobs(given: int | None) -> int:
     if not 1 <= jobs <= MOST_JOBS:
         raise StudyError(f"--jobs={jobs}: must be a whole number in [1, {MOST_JOBS}]")
     return jobs
-
-
-def _show(expected: Path, exact: bool, differing: pd.DataFrame) -> bool:
-    """Print what differs from the committed results and return whether anything does."""
-    from xor_study.sweeps import terminal
-
-    how = "bit for bit (same versions and processor)" if exact else "by rates (other versions or another processor)"
-    print(f"compared with {expected} {how}: {len(differing) or 'no'} differences")
-    terminal.show_differences(differing.head(MOST_LINES))
-    if len(differing) > MOST_LINES:
-        print(f"... and {len(differing) - MOST_LINES} more")
-    return bool(len(differing))
 
 
 if __name__ == "__main__":

@@ -134,8 +134,13 @@ def sgd(
     return parameter - lr * direction, {"momentum_buffer": buffer}
 
 
+def _power(base: float, exponents: Steps) -> Steps:
+    """Return the powers of a number, with the same bits on every processor: those of NumPy depend on its vectors."""
+    return np.array([base**exponent for exponent in exponents.tolist()])
+
+
 def _bias_corrections(steps: Steps, *, beta1: float, beta2: float, **_: Any) -> dict[str, Steps]:
-    return {"mean": 1 / (1 - beta1**steps), "root": 1 / np.sqrt(1 - beta2**steps)}
+    return {"mean": 1 / (1 - _power(beta1, steps)), "root": 1 / np.sqrt(1 - _power(beta2, steps))}
 
 
 def _moments(gradient: Tensor, state: State, beta1: float, beta2: float) -> tuple[Tensor, Tensor]:
@@ -198,7 +203,7 @@ def adamw(
 
 
 def _polaris_schedule(steps: Steps, *, beta1: float, beta2: float, **_: Any) -> dict[str, Steps]:
-    return {"mean": 1 / (1 - beta1**steps), "square": 1 / (1 - beta2**steps)}
+    return {"mean": 1 / (1 - _power(beta1, steps)), "square": 1 / (1 - _power(beta2, steps))}
 
 
 @_optimizer("xor_study.model.polaris:PolarisAdam", lr=1e-3, state=("mean", "square"), schedule=_polaris_schedule)
@@ -223,13 +228,13 @@ def polaris_adam(
 
 
 def _nadam_schedule(steps: Steps, *, beta1: float, beta2: float, momentum_decay: float, **_: Any) -> dict[str, Steps]:
-    momentum = beta1 * (1 - 0.5 * 0.96 ** (steps * momentum_decay))
-    following = beta1 * (1 - 0.5 * 0.96 ** ((steps + 1) * momentum_decay))
+    momentum = beta1 * (1 - 0.5 * _power(0.96, steps * momentum_decay))
+    following = beta1 * (1 - 0.5 * _power(0.96, (steps + 1) * momentum_decay))
     product = np.cumprod(momentum)
     return {
         "gradient": (1 - momentum) / (1 - product),
         "mean": following / (1 - product * following),
-        "root": 1 / np.sqrt(1 - beta2**steps),
+        "root": 1 / np.sqrt(1 - _power(beta2, steps)),
     }
 
 
@@ -257,14 +262,14 @@ def nadam(
 
 def _radam_schedule(steps: Steps, *, beta1: float, beta2: float, **_: Any) -> dict[str, Steps]:
     longest = 2 / (1 - beta2) - 1
-    length = longest - 2 * steps * beta2**steps / (1 - beta2**steps)
+    length = longest - 2 * steps * _power(beta2, steps) / (1 - _power(beta2, steps))
     rectified = length > 5  # torch's threshold; the paper (Liu et al. 2020) has 4
     # Where it is not rectified any number does, but the root must exist.
     safe = np.where(rectified, length, 6.0)
     ratio = (safe - 4) * (safe - 2) * longest / ((longest - 4) * (longest - 2) * safe) if longest > 5 else 0 * steps
     return {
-        "mean": 1 / (1 - beta1**steps),
-        "rectification": np.where(rectified, np.sqrt(ratio * (1 - beta2**steps)), 0.0),
+        "mean": 1 / (1 - _power(beta1, steps)),
+        "rectification": np.where(rectified, np.sqrt(ratio * (1 - _power(beta2, steps))), 0.0),
     }
 
 

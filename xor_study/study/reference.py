@@ -7,7 +7,9 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +22,7 @@ from xor_study import figures
 from xor_study.engines.lanes import native
 from xor_study.errors import StudyError
 from xor_study.figures.captions import CAPTIONS, TITLES
+from xor_study.figures.pictures import renderer
 from xor_study.files import write_atomically, write_table
 from xor_study.study import report
 from xor_study.study.processes import Each
@@ -42,6 +45,17 @@ def table_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.csv{'.gz' if name in PACKED else ''}"
 
 
+def table_files(folder: Path) -> list[Path]:
+    """Return the paths of all tables of a reproduction."""
+    return sorted([*folder.glob("*.csv"), *folder.glob("*.csv.gz")])
+
+
+def files_of(folder: Path) -> list[str]:
+    """Return the names of all files of a reproduction but its record, relative to the folder."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    return [path.relative_to(folder).as_posix() for path in files if path != folder / PROVENANCE]
+
+
 def read_table(folder: Path, name: str) -> pd.DataFrame:
     """Return a table of a reproduction.
 
@@ -57,11 +71,32 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
         'refuted'
     """
     path = table_path(folder, name)
-    try:
+    with _readable(path):
         if name in ("runs", "cells"):
             return records.read_runs(folder, path.name)
         return pd.read_csv(path, low_memory=False)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
+
+
+def read_texts(folder: Path, name: str) -> pd.DataFrame:
+    """Return a table of a reproduction as it is written, every value a text: nothing is rounded or taken for missing.
+
+    Args:
+        folder: such as `REFERENCE`.
+        name: without a suffix.
+
+    Raises:
+        StudyError: as `read_table`.
+    """
+    path = table_path(folder, name)
+    with _readable(path):
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # the last two are those of a damaged compressed file
         raise StudyError(f"{path}: can't be read ({getattr(error, 'strerror', None) or error})") from error
 
 
@@ -83,15 +118,24 @@ def draw(folder: Path, name: str, into: Path | None = None) -> list[Path]:
 
 
 def environment() -> dict[str, str]:
-    """Return what decides whether runs are equal bit for bit: versions, processor and instruction set."""
+    """Return what may decide about the bits of results: versions, operating system, processor and instruction set."""
     name, features = native.target()
     return {
         "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "numpy", "llvmlite")},
+        **{package: version(package) for package in ("torch", "numpy", "llvmlite", "scipy", "statsmodels", "pandas")},
+        **renderer(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "libc": " ".join(platform.libc_ver()).strip() or "unknown",
         "processor": name,
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "features": hashlib.sha256(features.encode()).hexdigest()[:16],
     }
+
+
+def inputs() -> dict[str, str]:
+    """Return the hashes of configurations and of what the real Axon did, by path in the checkout."""
+    files = sorted([*CHECKOUT.glob("conf/**/*.yaml"), *AXON.glob("*.json")])
+    return {path.relative_to(CHECKOUT).as_posix(): sha256(path) for path in files}
 
 
 def check_out(folder: Path) -> None:
@@ -119,14 +163,19 @@ def write(folder: Path, tables: Mapping[str, pd.DataFrame], record: Mapping[str,
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
         fresh, old = Path(name) / "new", Path(name) / "old"
         fresh.mkdir()
-        for table in tables:
-            write_table(table_path(fresh, table), tables[table])
+        write_tables(fresh, tables)
         list(each(partial(draw, fresh), figures.FIGURES))
         write_pages(fresh, record)
         if folder.exists():
             folder.replace(old)
         fresh.replace(folder)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write the tables of a reproduction into an existing folder."""
+    for name, table in tables.items():
+        write_table(table_path(folder, name), table)
 
 
 def write_pages(folder: Path, record: Mapping[str, Any]) -> None:
@@ -137,8 +186,7 @@ def write_pages(folder: Path, record: Mapping[str, Any]) -> None:
         record: what made its tables, as in its provenance.json; hashes in it are replaced.
     """
     report.write(folder, partial(read_table, folder), record)
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    hashes = {str(path.relative_to(folder)): sha256(path) for path in files if path.name != PROVENANCE}
+    hashes = {name: sha256(folder / name) for name in files_of(folder)}
     text = json.dumps({**record, "sha256": hashes}, indent=1) + "\n"
     write_atomically(folder / PROVENANCE, lambda stream: stream.write(text.encode()))
 
@@ -161,6 +209,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         raise StudyError(f"{path}: {error.strerror}; reproduce needs a checkout of the repository") from error
     except ValueError as error:
         raise StudyError(f"{path}: can't be read as JSON ({error})") from error
-    if not isinstance(record, dict) or not {"environment", "sha256"} <= record.keys():
+    parts = ("environment", "sha256")
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), dict) for name in parts):
         raise StudyError(f"{path}: has no environment or no hashes")
     return record

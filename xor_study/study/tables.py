@@ -16,6 +16,7 @@ from xor_study.engines import FallbackWarning, train_table
 from xor_study.engines.results import Progress
 from xor_study.errors import StudyError
 from xor_study.study import claims, evidence, mechanism, monitors, robustness
+from xor_study.study.digests import cells_with_digests
 from xor_study.study.processes import Each
 from xor_study.study.reference import AXON
 from xor_study.study.traces import floats, read_trace
@@ -102,7 +103,7 @@ def tables_of(runs: pd.DataFrame, losses: pd.DataFrame, quick: bool, each: Each 
             "robustness": subgrids,
             "suspects": claims.suspects_of(judged),
             "remedies": claims.remedies_of(judged),
-            "cells": study.cells,
+            "cells": cells_with_digests(study),
             "runs": seeds_of_each_cell(study, SEEDS),
             "curves": curves(study, losses),
             "examples": examples(study, losses),

@@ -34,7 +34,7 @@ from xor_study.training.outcome import OUTCOMES, running_mean
 
 COLOURS = {"solved": "green", "unsolved": "yellow", "diverged": "magenta", "nonfinite": "red"}
 VERDICT_COLOURS = {"supported": "green", "refuted": "red", "not the cause": "blue", "undecided": "yellow"}
-MOST_ROWS = 200
+MOST_ROWS, MOST_DIFFERENCES = 200, 30
 UNBOUNDED = 10_000
 
 
@@ -311,10 +311,22 @@ def show_claims(claims: pd.DataFrame) -> None:
     console().print(table)
 
 
-def show_differences(table: pd.DataFrame) -> None:
-    """Print what differs, if anything does."""
-    if len(table):
-        printed = Table(*table.columns, box=None)
-        for row in table.astype(str).itertuples(index=False):
-            printed.add_row(*map(str, row))
-        console().print(printed)
+def show_differences(compared: Sequence[str], left_out: Sequence[str], differing: pd.DataFrame) -> None:
+    """Print what was compared, what differs, and in the last line what was not compared.
+
+    Args:
+        compared: in a few words each.
+        left_out: likewise, with the reason.
+        differing: columns what, where, and the value in both.
+    """
+    out = console()
+    for text in compared:
+        out.print(f"  {text}", soft_wrap=True, markup=False)
+    if len(differing):
+        printed = Table(*differing.columns, box=None)
+        for row in differing.head(MOST_DIFFERENCES).astype(str).itertuples(index=False):
+            printed.add_row(*(Text(str(value)) for value in row))
+        out.print(printed)
+    if len(differing) > MOST_DIFFERENCES:
+        out.print(f"... and {len(differing) - MOST_DIFFERENCES:,} more")
+    out.print(f"{len(differing) or 'no'} differences; not compared: {'; '.join(left_out) or 'nothing'}", soft_wrap=True)
