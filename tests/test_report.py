@@ -65,20 +65,52 @@ def test_the_answer_is_decided_by_the_verdicts_and_cells() -> None:
     cells = Cells(read_table(REFERENCE, "cells"))
     verdicts = read_table(REFERENCE, "claims").set_index("claim")["verdict"]
     suspects, failure, fixes = answer(verdicts, cells, 7)
-    assert suspects == "None of the article's 4 suspects is the cause, in 7 runs."
+    assert suspects.startswith("In 7 runs, Axon's defects are necessary and sufficient for the failure.")
+    assert "necessary but not sufficient (another choice cures, this one alone does not fail): loss" in suspects
+    assert "neither: initialization" in suspects
     assert "46 % of runs go to NaN and 54 % diverge" in failure
-    assert "Axon 0.7.0 cures it (100 % solve XOR). With SGD at 0.01, which is already the default, 0 % solve" in fixes
-    assert fixes.endswith("the runs stall at a high loss.")
+    assert fixes.startswith("Axon 0.7.0: cures (100 % solve XOR). SGD at 0.01: no effect. Adam: masks (0 % go to NaN")
     verdicts = verdicts.copy()
-    verdicts[["cause_loss", "cause_learning_rate"]], verdicts["fix_newest_version"] = "supported", "undecided"
+    verdicts[["cause_loss", "cause_initialization"]], verdicts["fix_newest_version"] = "cause", "undecided"
+    verdicts["defects_are_the_cause"] = "no"
     table = cells.cells.copy()
     adam, newest = cells.one(**BROKEN, **SETTINGS["Adam 0.001"]), cells.one(**NEWEST)
     table.loc[adam, ["diverged", "solved"]] = [0.0, 1.0]
     table.loc[newest, "solved"] = 0.25
     suspects, failure, fixes = answer(verdicts, Cells(table), 7)
-    assert suspects == "Of the article's 4 suspects, the learning rate and the loss can't be ruled out, in 7 runs."
-    assert "Axon 0.7.0 does not cure it (25 % solve XOR)" in fixes
-    assert fixes.endswith("With Adam 0 % go to NaN and 100 % solve it.")
+    assert "defects are not both necessary and sufficient" in suspects
+    assert "; necessary and sufficient: initialization and loss" in suspects
+    assert "Axon 0.7.0: undecided (25 % solve XOR)" in fixes
+    assert fixes.endswith("(0 % go to NaN, 100 % solve XOR).")
+
+
+def test_the_readme_has_the_verdicts_and_words_of_the_tables() -> None:
+    text = (REFERENCE.parents[1] / "README.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.split("\n") if line.startswith("| ")]
+    by_name = {row[0]: row for row in rows if len(row) > 2}
+    claims = read_table(REFERENCE, "claims").set_index("claim")["verdict"]
+    suspects = {
+        "learning rate": claims["cause_learning_rate"],
+        "initialization": claims["cause_initialization"],
+        "loss": claims["cause_loss"],
+        "pairing of activations": claims["cause_activation_pairing"],
+        "defects of Axon and Nx": {"yes": "cause"}.get(claims["defects_are_the_cause"]),
+    }
+    assert {name: by_name[name][-1] for name in suspects} == suspects
+    remedies = read_table(REFERENCE, "remedies").set_index("remedy")
+    told = {name.partition(",")[0]: row for name, row in by_name.items() if name.partition(",")[0] in remedies.index}
+    assert len(told) == 8
+    for name, (_, failing, sound) in told.items():
+        assert failing.startswith(remedies["word"][name])
+        assert sound.startswith(remedies["sound_word"][name])
+
+
+def test_the_yardstick_is_the_table_of_remedies() -> None:
+    remedies, markdown = read_table(REFERENCE, "remedies"), (REFERENCE / MARKDOWN).read_text()
+    for row in remedies.to_dict("records"):
+        (line,) = [line for line in markdown.split("\n") if line.startswith(f"| {row['remedy']} | ")]
+        assert line.endswith(f" | {row['word']} | {row['sound_word']} |")
+        assert f"| {100 * row['nan']:.1f} % (" in line
 
 
 def test_the_chain_is_decided_by_repairs_and_the_last_step() -> None:
