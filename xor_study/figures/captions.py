@@ -65,7 +65,7 @@ CAPTIONS = {
     "NaN. (b) Shares of NaN that the theory predicts and that runs have, with Wilson's 95 % intervals of the runs; "
     "nothing is fitted. n: runs per cell.",
     "width_two": "Share of networks with two hidden units that solve XOR, by hidden activation, with Wilson's 95 % "
-    "intervals. A single unit whose activation falls and rises can represent XOR. n: runs per activation, one per seed.",
+    "intervals. A single unit whose activation falls and rises can represent XOR. n: runs per activation.",
 }
 """The caption of each figure of the study: how it is read, not what it shows."""
 
