@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from xor_study.figures.style import save
     from xor_study.figures.sweep import heat_map, loss_by_level, rate_curves, solved_by_level
+    from xor_study.figures.theory import why_half, width_two
     from xor_study.figures.verdicts import remedies, suspects
     from xor_study.figures.words import run_title
 
@@ -52,6 +53,8 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "monitors": ("roc", "monitors"),
     "importance": ("importance",),
     "time_to_solve": ("survival",),
+    "why_half": ("theory",),
+    "width_two": ("cells",),
 }
 """The study's figures by name, with the tables that each takes."""
 
@@ -71,6 +74,8 @@ _MODULES = {
     "remedies": "verdicts",
     "run_title": "words",
     "suspects": "verdicts",
+    "why_half": "theory",
+    "width_two": "theory",
 }
 """Where the others than the study's are, or one of another name."""
 
@@ -100,6 +105,8 @@ __all__ = [
     "suspects",
     "symptom",
     "time_to_solve",
+    "why_half",
+    "width_two",
 ]
 
 

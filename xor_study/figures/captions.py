@@ -17,6 +17,8 @@ TITLES = {
     "monitors": "Early warnings of NaN",
     "importance": "Shares of the variance of success",
     "time_to_solve": "Steps until XOR is solved",
+    "why_half": "Why about half of the broken runs go to NaN",
+    "width_two": "Which activations solve XOR with two hidden units",
 }
 """Title of each figure of the study, in its files' metadata."""
 
@@ -58,6 +60,12 @@ CAPTIONS = {
     "others, in a complete factorial design; bootstrap intervals over seeds. n: runs.",
     "time_to_solve": "Share of runs that have not solved XOR yet: Kaplan and Meier's estimate with 95 % intervals; "
     "runs that have not solved it when training ends are censored there. n: runs per curve, one per seed.",
+    "why_half": "Why about half of the broken runs go to NaN. (a) Where one step leads for the article's network, with "
+    "the median of the measured K: it climbs on, freezes (diverged) between the mask and the edge of e^u, or goes to "
+    "NaN. (b) Shares of NaN that the theory predicts and that runs have, with Wilson's 95 % intervals of the runs; "
+    "nothing is fitted. n: runs per cell.",
+    "width_two": "Share of networks with two hidden units that solve XOR, by hidden activation, with Wilson's 95 % "
+    "intervals. A single unit whose activation falls and rises can represent XOR. n: runs per activation.",
 }
 """The caption of each figure of the study: how it is read, not what it shows."""
 

@@ -15,7 +15,7 @@ from xor_study.analysis.cells import Study, curves, examples, seeds_of_each_cell
 from xor_study.engines import FallbackWarning, train_table
 from xor_study.engines.results import Progress
 from xor_study.errors import StudyError
-from xor_study.study import claims, evidence, mechanism, monitors, robustness
+from xor_study.study import claims, evidence, mechanism, monitors, robustness, theory
 from xor_study.study.digests import cells_with_digests
 from xor_study.study.processes import Each
 from xor_study.study.reference import AXON
@@ -94,6 +94,8 @@ def tables_of(runs: pd.DataFrame, losses: pd.DataFrame, quick: bool, each: Each 
             "monitors": monitors.summary(watched),
             "naive_onsets": evidence.naive_onsets(study, each),
             "boundaries": evidence.boundaries(seeds),
+            "theory": theory.theory(study, 10 * seeds, each),
+            "last_logits": theory.last_logits(4 * seeds, each=each),
         }
         judged = claims.Evidence(study, read_by_claims)
         subgrids = robustness.robustness(judged)
