@@ -21,7 +21,17 @@ practice_initialization verify_stable verify_accurate verify_boundary advice_ver
 advice_monitoring"""
 """The claims as the article makes them."""
 
-TABLES = ("importance", "factorial", "monitors", "naive_onsets", "boundaries", "symptom", "explosion", "courses")
+TABLES = (
+    "importance",
+    "theory",
+    "factorial",
+    "monitors",
+    "naive_onsets",
+    "boundaries",
+    "symptom",
+    "explosion",
+    "courses",
+)
 
 
 @pytest.fixture(scope="module")

@@ -86,8 +86,10 @@ def robustness(evidence: Evidence) -> pd.DataFrame:
             if judged is not None:
                 row = {"claim": name, "subgrid": subgrid.name, "verdict": judged.verdict, "effect": judged.effect}
                 rows.append(row | {"same": judged.verdict == verdict})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
+
+COLUMNS = ["claim", "subgrid", "verdict", "effect", "same"]
 
 TABLES_OF = {
     "advice_tune": "importance",
