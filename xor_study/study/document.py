@@ -1,9 +1,9 @@
 """A document in a small markup, rendered to Markdown and to LaTeX from the same source.
 
-Blocks are separated by empty lines: headings (`#`, `##`, `###`), paragraphs, lists (`- ` or `1. `), and on lines of their
-own `!table NAME` and `!figure NAME`. In a line, `code` stands in backticks, $mathematics$ between dollars, **bold**
-between asterisks, [text](address) is a link, [@key, @other] cites references, and [#NAME] or [#figure NAME] is a reference
-to a table or figure.
+Blocks are separated by empty lines: headings (`#`, `##`, `###`), paragraphs, lists (`- ` or `1. `), and on lines of
+their own `!table NAME` and `!figure NAME`. In a line, `code` stands in backticks, $mathematics$ between dollars and
+**bold** between asterisks; [text](address) is a link, [@key, @other] cites references, and [#NAME] or [#figure NAME]
+refers to a table or figure.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ _ESCAPES = {character: f"\\{character}" for character in "&%$#_{}"} | {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
 }
+
+_BREAKABLE, _BREAK = re.compile(r"([=./,]|\\_)"), r"\1\\allowbreak{}"
+"""Where a line of code may break."""
 
 
 class Table(NamedTuple):
@@ -182,7 +185,7 @@ def _entry(reference: Reference) -> str:
     pages = f", {fields['pages'].replace('--', '-')}" if "pages" in fields else ""
     parts = [", ".join(names), title, f"{where}{volume}{number}{pages}", fields.get("note", "")]
     parts += [fields.get("origtitle", ""), fields.get("year", ""), fields.get("url", "")]
-    return ". ".join(part for part in parts if part)
+    return ". ".join(part.removesuffix(".") for part in parts if part)
 
 
 def markdown_table(table: Table) -> str:
@@ -207,7 +210,7 @@ def latex(text: str) -> str:
     def render(kind: str, token: re.Match[str]) -> str:
         if kind == "code":
             code = "".join(_ESCAPES.get(letter, letter) for letter in token["code"])
-            return rf"\texttt{{{re.sub(r'([=./]|\\_)', r'\1\\allowbreak{}', code)}}}"
+            return rf"\texttt{{{_BREAKABLE.sub(_BREAK, code)}}}"
         if kind == "math":
             return token[0]
         if kind == "bold":
@@ -226,7 +229,7 @@ def latex(text: str) -> str:
 
 
 def latex_table(name: str, table: Table) -> str:
-    """Return a table with its caption as LaTeX for `\\input`; it needs the packages booktabs and longtable.
+    r"""Return a table with its caption as LaTeX for `\input`; it needs the packages booktabs and longtable.
 
     Args:
         name: the table's label is `tab:NAME`.
@@ -242,7 +245,8 @@ def latex_table(name: str, table: Table) -> str:
 _PREAMBLE = r"""\documentclass[10pt]{article}
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
-\usepackage[margin=2.2cm]{geometry}
+\usepackage{lmodern}
+\usepackage[a4paper,margin=2cm]{geometry}
 \usepackage{amsmath,array,booktabs,graphicx,longtable}
 \usepackage[numbers,sort&compress]{natbib}
 \usepackage[hidelinks]{hyperref}
@@ -278,7 +282,7 @@ def as_latex(document: Document) -> str:
 def _latex_block(document: Document, kind: str, texts: list[str]) -> str:
     first = texts[0]
     if kind == "#":
-        return f"\\title{{{latex(first)}}}\n\\date{{}}\n\\begin{{document}}\n\\maketitle"
+        return f"\\title{{{latex(first)}}}\n\\author{{}}\n\\date{{}}\n\\begin{{document}}\n\\maketitle"
     if kind in _SECTIONS:
         return r"\begin{abstract}" if first == "Abstract" else rf"\{_SECTIONS[kind]}{{{latex(first)}}}"
     if kind == "!table":
