@@ -253,6 +253,7 @@ _PREAMBLE = r"""\documentclass[10pt]{article}
 \emergencystretch=3em
 \raggedbottom
 \setlength{\tabcolsep}{4pt}
+\setlength{\LTcapwidth}{\textwidth}
 """
 
 _SECTIONS = {"##": "section", "###": "subsection"}
@@ -290,7 +291,7 @@ def _latex_block(document: Document, kind: str, texts: list[str]) -> str:
         return rf"{{\footnotesize\input{{tables/{first}}}}}"
     if kind == "!figure":
         caption = rf"\caption{{{latex(document.captions[first])}}}\label{{fig:{first}}}"
-        picture = rf"\includegraphics[width=0.75\textwidth,height=0.4\textheight,keepaspectratio]{{figures/{first}}}"
+        picture = rf"\includegraphics[width=0.6\textwidth,height=0.4\textheight,keepaspectratio]{{figures/{first}}}"
         return "\n".join([r"\begin{figure}[htbp]", r"\centering", picture, caption, r"\end{figure}"])
     if kind:
         environment = "itemize" if kind == "-" else "enumerate"

@@ -48,7 +48,7 @@ def _words(text: str) -> str:
     text = _SETTING.sub(lambda match: f"`{match[0]}`", text)
     parts = re.split(r"(`[^`]+`)", text)
     for name, words in TERMS.items():
-        parts[::2] = (re.sub(rf"(?<![\w.=]){re.escape(name)}(?![\w.=])", words, part) for part in parts[::2])
+        parts[::2] = (re.sub(rf"(?<![\w.=]){re.escape(name)}(?![\w=]|\.\w)", words, part) for part in parts[::2])
     parts[::2] = (re.sub(r"\be\^-z\b", "$e^{-z}$", part) for part in parts[::2])
     parts[::2] = (
         re.sub(r"\b(\d(?:\.\d+)?)e([+-]\d+)", lambda m: rf"${m[1]} \times 10^{{{int(m[2])}}}$", part)
