@@ -19,6 +19,7 @@ import pandas as pd
 
 from xor_study.analysis.axon import OVERFLOW
 from xor_study.errors import StudyError
+from xor_study.figures.captions import CAPTIONS
 from xor_study.files import write_atomically
 from xor_study.study import causes, monitors, paper_tables, remedies, robustness
 from xor_study.study.claims import CLAIMS
@@ -32,7 +33,7 @@ from xor_study.study.document import (
     markdown_table,
 )
 from xor_study.study.paper_tables import REPAIRS, THEORY_AIMS, deviations, prose, share, statement
-from xor_study.study.report import CAPTIONS, METHOD, Tables
+from xor_study.study.report import METHOD, Tables
 from xor_study.study.wording import listed, of, percent, plural
 from xor_study.training.spec import HALF, RunSpec
 
