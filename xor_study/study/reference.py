@@ -24,7 +24,7 @@ from xor_study.errors import StudyError
 from xor_study.figures.captions import CAPTIONS, TITLES
 from xor_study.figures.pictures import renderer
 from xor_study.files import write_atomically, write_table
-from xor_study.study import report
+from xor_study.study import paper, report
 from xor_study.study.processes import Each
 from xor_study.sweeps import records
 
@@ -186,6 +186,7 @@ def write_pages(folder: Path, record: Mapping[str, Any]) -> None:
         record: what made its tables, as in its provenance.json; hashes in it are replaced.
     """
     report.write(folder, partial(read_table, folder), record)
+    paper.write(folder, partial(read_table, folder), record)
     hashes = {name: sha256(folder / name) for name in files_of(folder)}
     text = json.dumps({**record, "sha256": hashes}, indent=1) + "\n"
     write_atomically(folder / PROVENANCE, lambda stream: stream.write(text.encode()))
