@@ -247,7 +247,7 @@ _PREAMBLE = r"""\documentclass[10pt]{article}
 \usepackage[utf8]{inputenc}
 \usepackage{lmodern}
 \usepackage[a4paper,margin=2cm]{geometry}
-\usepackage{amsmath,array,booktabs,graphicx,longtable}
+\usepackage{amsmath,array,booktabs,float,graphicx,longtable}
 \usepackage[numbers,sort&compress]{natbib}
 \usepackage[hidelinks]{hyperref}
 \emergencystretch=3em
@@ -292,7 +292,7 @@ def _latex_block(document: Document, kind: str, texts: list[str]) -> str:
     if kind == "!figure":
         caption = rf"\caption{{{latex(document.captions[first])}}}\label{{fig:{first}}}"
         picture = rf"\includegraphics[width=0.6\textwidth,height=0.4\textheight,keepaspectratio]{{figures/{first}}}"
-        return "\n".join([r"\begin{figure}[htbp]", r"\centering", picture, caption, r"\end{figure}"])
+        return "\n".join([r"\begin{figure}[H]", r"\centering", picture, caption, r"\end{figure}"])
     if kind:
         environment = "itemize" if kind == "-" else "enumerate"
         items = [rf"\item {latex(text)}" for text in texts]
