@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from xor_study.analysis.axon import OVERFLOW
 from xor_study.analysis.cells import Cells
 from xor_study.figures.style import BLUE, GREEN, GREY, ORANGE, OUTCOME_COLOURS, styled, subplots
+from xor_study.figures.words import value_words
 from xor_study.model.gradients import AXON_EPSILON
 from xor_study.training.spec import RunSpec
 
@@ -94,7 +95,7 @@ def width_two(cells: pd.DataFrame) -> Figure:
         axes.errorbar(row["solved"], y, xerr=error, fmt="D" if bends else "o", color=GREEN if bends else BLUE, **style)
     axes.plot([], [], "D", color=GREEN, markersize=4, label="falls and rises")
     axes.plot([], [], "o", color=BLUE, markersize=4, markerfacecolor="white", label="monotone")
-    names = [name.replace("_", " ") for name in rows["activation.hidden"]]
+    names = [value_words(name, "activation.hidden") for name in rows["activation.hidden"]]
     axes.set(yticks=range(len(rows)), yticklabels=names, xlim=(-0.03, 1.03), xlabel="share of runs that solve XOR")
     axes.grid(axis="y", linewidth=0.3)
     axes.set_title(f"two hidden units, SGD 0.1 ($n$ = {rows['n'].iloc[0]:,} each)", loc="left", fontsize=8.5)

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from xor_study.figures.style import (
     GREY,
@@ -62,7 +61,8 @@ def remedies(table: pd.DataFrame) -> Figure:
         chosen = (rows["sound_word"] == word).to_numpy()
         _dots(axes[3], y[chosen], rows[chosen], "sound_steps", style, label=word)
     axes[3].axvline(0, color="black", linewidth=0.5)
-    axes[3].xaxis.set_major_locator(MaxNLocator(2))
+    axes[3].set_xscale("symlog", linthresh=100)
+    axes[3].set_xticks([-1e4, -100, 0, 100, 1e4], ["-10⁴", "", "0", "", "10⁴"])
     axes[3].set_xlabel("later", fontsize=7)
     titles = ("NaN,\nfailing", "solved,\nfailing", "solved,\nsound", "steps,\nsound")
     for ax, title in zip(axes, titles, strict=True):
@@ -74,7 +74,7 @@ def remedies(table: pd.DataFrame) -> Figure:
     for label in axes[0].get_yticklabels()[len(y) :]:
         label.set_fontweight("bold")
     axes[0].set_ylim(y[-1] + 0.7, min([*y, *groups.values()]) - 0.7)
-    title = "effect on the sound network (lines: 95 % intervals)"
+    title = "on the sound network (lines: 95 % intervals)"
     legend_below(figure, axes[3], 4, title=title, handlelength=1)
     return figure
 
@@ -92,7 +92,11 @@ def _rows(rows: pd.DataFrame) -> tuple[Any, dict[str, float]]:
 
 
 def _dots(axes: Axes, y: Any, rows: pd.DataFrame, column: str, style: dict[str, Any], label: str = "") -> None:
-    """Draw a column with its interval as a dot in each row."""
+    """Draw a column with its interval as a dot in each row that has it."""
+    known = rows[column].notna().to_numpy()  # of what is unknown the interval is infinite, which no layout can hold
+    y, rows = y[known], rows[known]
+    if not len(rows):  # nothing would have an extent at the corner of the figure
+        return
     middle = rows[column].to_numpy(float)
     spread = error_bars(rows[f"{column}_low"], middle, rows[f"{column}_high"])
     options: dict[str, Any] = {"markersize": 3, "linewidth": 0.8, "linestyle": "", "elinewidth": 0.8, **style}
@@ -133,7 +137,7 @@ def suspects(table: pd.DataFrame) -> Figure:
     for label, (_, _, heading) in zip(axes[0].get_yticklabels(), labels, strict=True):
         label.set_fontweight("bold" if heading and named else "normal")
     axes[0].set_ylim(end - 0.5, -0.7)
-    figure.supxlabel("probability (dot) and its 95 % interval", fontsize=8)
+    figure.supxlabel(f"probability and its 95 % interval{'' if named else ' (in brackets: changes)'}", fontsize=8)
     return figure
 
 
@@ -164,7 +168,8 @@ def _unnamed_levels(rows: pd.DataFrame) -> tuple[list[float], Labels, float]:
     step = most / (len(rows) + 2 * rows["order"].nunique())
     for suspect, levels in rows.groupby("suspect", sort=False):
         y += [at + step * number for number in range(len(levels))]
-        name = f"{sentence_words(str(suspect))}\n({len(levels)} level{'s' * (len(levels) > 1)})"
+        between = "\n" if len(levels) > 4 else " "
+        name = f"{sentence_words(str(suspect))}{between}({len(levels)})"
         labels.append((at + step * (len(levels) - 1) / 2, name, True))
         at += step * (len(levels) + 2)
     return y, labels, at

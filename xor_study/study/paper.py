@@ -32,8 +32,9 @@ from xor_study.study.document import (
     latex_table,
     markdown_table,
 )
-from xor_study.study.paper_tables import REPAIRS, THEORY_AIMS, deviations, prose, share, statement
+from xor_study.study.paper_tables import REPAIRS, deviations, prose, share, statement
 from xor_study.study.report import METHOD, Tables
+from xor_study.study.theory import AIMS
 from xor_study.study.wording import listed, of, percent, plural
 from xor_study.training.spec import HALF, RunSpec
 
@@ -286,7 +287,7 @@ def _of_theory(tables: Tables) -> dict[str, str]:
     by_dtype = deviations(table)
     parts = [
         f"in {dtype} it is off by {100 * row['mean']:.2g} percentage points on average and {100 * row['worst']:.2g} at "
-        f"most, and within {100 * THEORY_AIMS[dtype]:g} in {of(row['within'], row['cells'])} cells"
+        f"most, and within {100 * AIMS[dtype]:g} in {of(row['within'], row['cells'])} cells"
         for dtype, row in by_dtype.items()
     ]
     result = f"[#theory] has predicted and measured shares of NaN in {plural(len(table), 'cell')}: {'; '.join(parts)}."

@@ -15,6 +15,7 @@ from xor_study.study import causes
 from xor_study.study.claims import CLAIMS
 from xor_study.study.document import Table
 from xor_study.study.report import Tables
+from xor_study.study.theory import AIMS, PREDICTS
 from xor_study.study.versions import VERSIONS
 from xor_study.study.wording import percent, plural
 
@@ -27,12 +28,6 @@ REPAIRS = {f"{switch}={typed(REPAIRED[switch])}": words for switch, words in zip
 
 TERMS = {"lr": "rate", "init": "initialization", "activation.hidden": "hidden activation"}
 """Names of settings that are no words."""
-
-THEORY_AIMS = {"float32": 0.03, "float64": 0.04}
-"""How far from the measured share of NaN a prediction may be."""
-
-PREDICTED = "carried"
-"""The column of the table "theory" that predicts."""
 
 
 def prose(text: str) -> str:
@@ -296,14 +291,14 @@ def deviations(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     Args:
         table: "theory" of a reproduction.
     """
-    off = (table[PREDICTED] - table["measured"]).abs()
-    by_dtype = {dtype: off[table["dtype"] == dtype] for dtype in THEORY_AIMS if (table["dtype"] == dtype).any()}
+    off = (table[PREDICTS] - table["measured"]).abs()
+    by_dtype = {dtype: off[table["dtype"] == dtype] for dtype in AIMS if (table["dtype"] == dtype).any()}
     return {
         dtype: {
             "cells": len(values),
             "mean": values.mean(),
             "worst": values.max(),
-            "within": int((values <= THEORY_AIMS[dtype]).sum()),
+            "within": int((values <= AIMS[dtype]).sum()),
         }
         for dtype, values in by_dtype.items()
     }
@@ -317,9 +312,9 @@ def theory(table: pd.DataFrame) -> Table:
             str(row["hidden"]),
             str(row["batch"]),
             f"{row['lr']:g}",
-            percent(row[PREDICTED]),
+            percent(row[PREDICTS]),
             share(row | {"measured_low": row["low"], "measured_high": row["high"]}, "measured"),
-            f"{100 * (row[PREDICTED] - row['measured']):+.2g}",
+            f"{100 * (row[PREDICTS] - row['measured']):+.2g}",
         ]
         for row in _records(table)
     ]

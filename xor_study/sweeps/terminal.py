@@ -33,7 +33,12 @@ from xor_study.sweeps.chunks import Chunks, Estimate
 from xor_study.training.outcome import OUTCOMES, running_mean
 
 COLOURS = {"solved": "green", "unsolved": "yellow", "diverged": "magenta", "nonfinite": "red"}
-VERDICT_COLOURS = {"supported": "green", "refuted": "red", "not the cause": "blue", "undecided": "yellow"}
+VERDICT_COLOURS = {
+    **dict.fromkeys(("supported", "yes", "cures", "helps"), "green"),
+    **dict.fromkeys(("refuted", "no", "masks", "worsens", "harms", "cause"), "red"),
+    **dict.fromkeys(("necessary", "sufficient", "symptom only", "not a cause", "reduces", "no effect"), "blue"),
+    "undecided": "yellow",
+}
 MOST_ROWS, MOST_DIFFERENCES = 200, 30
 UNBOUNDED = 10_000
 
