@@ -302,4 +302,4 @@ def test_the_committed_onsets_lie_on_the_theory() -> None:
 
 def test_the_committed_study_has_no_absolute_paths() -> None:
     for name in ("provenance.json", "report.md"):
-        assert str(Path.home()) not in (REFERENCE / name).read_text()
+        assert f"{Path.home()}/" not in (REFERENCE / name).read_text()

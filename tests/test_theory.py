@@ -263,7 +263,7 @@ def test_figures_draw(table: pd.DataFrame) -> None:
         for seed in range(4)
     ]
     drawn = width_two(Study(train(specs).runs).cells).axes[0]
-    assert {label.get_text() for label in drawn.get_yticklabels()} == {"gelu", "tanh"}
+    assert {label.get_text() for label in drawn.get_yticklabels()} == {"GELU", "tanh"}
 
 
 def test_axon_s_loss_is_the_one_of_the_theory() -> None:

@@ -243,7 +243,7 @@ def judge(rows: pd.DataFrame) -> Judgement:
         verdict = "undecided"
     else:
         verdict = {True: "symptom only", False: "not a cause", None: "undecided"}[symptom]
-    by_cure = rows.sort_values(["cure", "pn"], ascending=False, kind="stable", na_position="last")
+    by_cure = rows.sort_values(["cure", "pn", "n"], ascending=False, kind="stable", na_position="last")
     by_ps = rows.assign(most=rows[["ps", "ps_pytorch"]].max(axis=1)).sort_values("most", ascending=False, kind="stable")
     return Judgement(verdict, necessary, sufficient, symptom, by_cure.iloc[0], by_ps.iloc[0])
 

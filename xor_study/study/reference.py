@@ -68,7 +68,7 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
 
     Example:
         >>> read_table(REFERENCE, "claims").set_index("claim")["verdict"]["fix_adam"]
-        'refuted'
+        'masks'
     """
     path = table_path(folder, name)
     with _readable(path):
