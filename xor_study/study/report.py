@@ -21,6 +21,7 @@ from xor_study.figures.captions import CAPTIONS
 from xor_study.files import write_atomically
 from xor_study.study.claims import CLAIMS
 from xor_study.study.wording import listed
+from xor_study.sweeps import formats
 from xor_study.training.outcome import OUTCOMES
 
 PAGE, MARKDOWN = "report.html", "report.md"
@@ -259,7 +260,7 @@ def as_markdown(page: Content) -> str:
         "",
         "## Remedies",
         "",
-        *_markdown(page.remedies),
+        formats.as_markdown(list(page.remedies.columns), page.remedies.to_numpy().tolist()),
         "",
         "## Verdicts on the article's claims",
         "",
@@ -282,12 +283,6 @@ def as_markdown(page: Content) -> str:
     lines += ["## Method", "", *(f"- {text}" for text in page.method), "", "## Made with", ""]
     lines += [f"- {name}: `{value}`" for name, value in page.versions.items()]
     return "\n".join(lines) + "\n"
-
-
-def _markdown(table: pd.DataFrame) -> list[str]:
-    """Return a table of texts as lines of Markdown."""
-    rows: list[list[str]] = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def as_html(page: Content, pictures: Mapping[str, bytes], data: Mapping[str, Any]) -> str:
