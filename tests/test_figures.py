@@ -370,3 +370,9 @@ def test_the_committed_tables_are_those_that_the_figures_take() -> None:
     for name in figures.FIGURES:
         for needed in figures.FIGURES[name]:
             assert table_path(REFERENCE, needed).exists() or needed in MADE
+
+
+def test_no_module_has_the_name_of_a_figure_of_another() -> None:
+    """A module of the package, once imported, would take the place of a function of its name."""
+    modules = {path.stem for path in Path(figures.__file__).parent.glob("*.py")}
+    assert not modules & set(figures.__all__)

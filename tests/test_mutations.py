@@ -97,7 +97,7 @@ MUTATIONS |= {
     "the verdict on a claim": set_to(
         "claims", 3, "verdict", lambda text: "refuted" if text != "refuted" else "supported"
     ),
-    "a number of a monitor": set_to("monitors", 2, "recall", lambda text: float(text) / 2),
+    "a number of a monitor": set_to("monitors", 0, "recall", lambda text: float(text) / 2),
     "a point of an ROC curve": set_to("roc", 30, "true", lambda text: float(text) / 2 + 0.1),
     "a point of a survival curve": set_to("survival", 30, "unsolved", lambda text: float(text) / 2),
     "a table left out": lambda folder: (folder / "survival.csv").unlink(),

@@ -17,8 +17,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xor_study.figures.alarms import monitors
     from xor_study.figures.defects import anatomy, mechanism
-    from xor_study.figures.monitors import monitors
     from xor_study.figures.postmortem import last_steps
     from xor_study.figures.single import decision_boundary, loss_curve, outcomes
     from xor_study.figures.study import (
@@ -64,7 +64,7 @@ _MODULES = {
     "last_steps": "postmortem",
     "decision_boundary": "single",
     "loss_curve": "single",
-    "monitors": "monitors",
+    "monitors": "alarms",
     "outcomes": "single",
     "save": "style",
     "heat_map": "sweep",
