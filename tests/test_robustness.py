@@ -62,6 +62,13 @@ def test_a_verdict_that_hangs_on_one_rate_says_so() -> None:
     assert (summary["least"]["all_rates"], summary["most"]["all_rates"]) == (pytest.approx(2 / 3), 1.0)
 
 
+def test_of_no_sub_grid_nothing_is_said() -> None:
+    """A quick check judges no sub-grids, but its table has the same columns."""
+    claims = pd.DataFrame({"claim": ["capacity"], "effect": [0.5]})
+    summary = robustness.summary(claims, pd.DataFrame(columns=robustness.COLUMNS))
+    assert summary[["robust", "depends", "least", "most"]].to_numpy().tolist() == [["", "", 0.5, 0.5]]
+
+
 @pytest.mark.usefixtures("only")
 def test_a_sub_grid_counts_only_where_it_lacks_a_cell_that_is_read_and_leaves_what_is_needed() -> None:
     table = robustness.robustness(Evidence(grid()))

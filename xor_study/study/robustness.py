@@ -142,7 +142,7 @@ def summary(claims: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for claim in claims.to_dict("records"):
         of_claim = table[table["claim"] == claim["claim"]]
-        others = of_claim[~of_claim["same"]]
+        others = of_claim[~of_claim["same"].astype(bool)]  # of no rows it is no bool yet
         by_verdict = {str(verdict): list(part["subgrid"]) for verdict, part in others.groupby("verdict", sort=False)}
         effects = [claim["effect"], *of_claim["effect"]]
         rows.append(
