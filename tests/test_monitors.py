@@ -309,8 +309,9 @@ def test_the_advice_is_decided_by_the_table(alarms: pd.DataFrame) -> None:
     def judged(**values: float) -> str:
         return monitors.advice(table.assign(**values)).verdict
 
-    sure = {"recall_low": 0.95, "specificity_low": 0.96}
+    sure = {"recall_low": 0.95, "specificity_low": 0.96, "sound": 200}
     assert judged(**sure) == "supported"
+    assert judged(**sure | {"sound": 199}) == "undecided"  # 1 % of fewer than 100 in each half is less than a run
     assert judged(**sure | {"recall_low": 0.8}) == "undecided"
     assert judged(**sure | {"specificity_low": 0.94}) == "undecided"
     assert judged(**sure, lead_median=0.0) == "undecided"

@@ -693,11 +693,18 @@ def defect_explains_most(evidence: Evidence) -> Verdict:
     """Do Axon's defects take part in most of the variance of NaN, beside rate, loss, initialization, and so on?
 
     Yes if, crossed with the suspects, Axon's version has the largest share of the variance, alone and in interactions
-    (its total index). Reads the table "factorial". The effect is the largest such share.
+    (its total index); undecided with fewer than 30 seeds, of which a bootstrap is too narrow. Reads the table
+    "factorial". The effect is the largest such share.
     """
     table = evidence.tables["factorial"]
-    table = table[table["kind"] == "total"]
-    return _explains_most(table[table["outcome"] == "nonfinite"], "version", "NaN")
+    table = table[(table["kind"] == "total") & (table["outcome"] == "nonfinite")]
+    verdict = _explains_most(table, "version", "NaN")
+    seeds = evidence.study.where("lr", "init", "activation.hidden", "optimizer", **BROKEN)["n"].min()
+    return verdict if seeds >= FEWEST_SEEDS else verdict._replace(verdict="undecided")
+
+
+FEWEST_SEEDS = 30
+"""Of a bootstrap over seeds."""
 
 
 def _explains_most(table: pd.DataFrame, factor: str, what: str) -> Verdict:
@@ -718,10 +725,11 @@ def why_half(evidence: Evidence) -> Verdict:
     """Why do half of the runs go to NaN: does one jump past the edge of e^x, in a random phase, explain the share?
 
     Yes if the theory of docs/theory.md, into which no share of NaN enters, predicts it within 3 percentage points in
-    float32 and 4 in float64 in more than 90 % of the cells, no if it does so in fewer. Reads the table "theory". The
-    effect is the share of such cells.
+    float32 and 4 in float64 in more than 90 % of the cells, no if it does so in fewer; undecided if the shares are
+    themselves known less well than to twice that. Reads the table "theory". The effect is the share of such cells.
     """
-    agreement = theory.agreement(evidence.tables["theory"])
+    table = evidence.tables["theory"]
+    agreement = theory.agreement(table)
     n, failures = int(agreement["cells"]), len(agreement["failures"])
     parts = [
         f"{100 * agreement[dtype]['worst']:.1f} percentage points in {agreement[dtype]['cells']} cells of {dtype}"
@@ -735,7 +743,9 @@ def why_half(evidence: Evidence) -> Verdict:
     if len(ratio):
         sentence += f" Its threshold rates are {ratio.min():.2f} to {ratio.max():.2f} times the measured ones."
     share = _share(n - failures, n)
-    return Verdict(_beyond(0.9, *share[1:], ("yes", "no")), *share, "Wilson", n, sentence)
+    known = ((table["high"] - table["low"]) / 2 <= 2 * table["dtype"].map(theory.AIMS)).mean() > 0.5
+    verdict = _beyond(0.9, *share[1:], ("yes", "no")) if known else "undecided"
+    return Verdict(verdict, *share, "Wilson", n, sentence)
 
 
 @_claim("open question", "interventions")

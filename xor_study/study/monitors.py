@@ -508,7 +508,8 @@ def advice(table: pd.DataFrame) -> Advice:
     It is judged by the monitor `JUDGED_BY` on the study mechanism, at thresholds tuned on other cells and seeds, for
     the target "failure". Supported if the intervals of recall and specificity lie above `WARNS` and `QUIET` and the
     median alarm comes before NaN at each rate of Axon 0.6.1 that has NaN; refuted if the recall's interval lies below
-    `USELESS` or that of specificity below `QUIET`; else undecided. The effect is the recall, n the number of failing
+    `USELESS` or that of specificity below `QUIET`; else undecided, as with fewer sound runs than it takes to choose a
+    threshold that 1 % of them may cross, which is 100 in each half. The effect is the recall, n the number of failing
     runs.
 
     The sentence adds how many alarms mean NaN and how early, by rate; how often the same thresholds alarm in sound runs
@@ -526,6 +527,7 @@ def advice(table: pd.DataFrame) -> Advice:
     warns = row["recall_low"] > WARNS and bool((settings["lead_median"] > 0).all())
     verdict = "supported" if warns and row["specificity_low"] > QUIET else "undecided"
     verdict = "refuted" if row["recall_high"] < USELESS or row["specificity_high"] < QUIET else verdict
+    verdict = verdict if row["sound"] >= 2 / MOST_FALSE else "undecided"
     ends = sorted((row["threshold_0"], row["threshold_1"]))
     sentences = [
         f"With Axon's loss a mean loss above {ends[0]:.3g} to {ends[1]:.3g} times its start, tuned on other cells and "

@@ -161,8 +161,9 @@ def failing_word(row: Mapping[str, Any]) -> str:
     """Return what a remedy does to the failing configuration.
 
     "cures": no NaN, and it learns. "masks": no NaN, and it does not learn. "reduces": no NaN and some learn, or
-    significantly fewer NaN. "worsens": significantly more NaN. "no effect": no significant change in NaN, and it does
-    not learn. Else, or where there are too few runs to tell, "undecided".
+    significantly fewer NaN. "worsens": significantly more NaN. "no effect": no significant change in the share of NaN,
+    which is known to 5 percentage points, and it does not learn. Else, or where there are too few runs to tell,
+    "undecided".
 
     Args:
         row: of `remedies`.
@@ -175,7 +176,7 @@ def failing_word(row: Mapping[str, Any]) -> str:
         return "undecided"
     if row["nan_p"] < SIGNIFICANT:
         return "reduces" if row["nan_change"] < 0 else "worsens"
-    return "no effect" if stalls else "undecided"
+    return "no effect" if stalls and row["nan_high"] - row["nan_low"] < 2 * SOME else "undecided"
 
 
 def sound_word(row: Mapping[str, Any]) -> str:
