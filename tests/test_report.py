@@ -95,6 +95,15 @@ def test_the_readme_has_the_verdicts_and_words_of_the_tables() -> None:
         "defects of Axon and Nx": {"yes": "cause"}.get(claims["defects_are_the_cause"]),
     }
     assert {name: by_name[name][-1] for name in suspects} == suspects
+    assert {by_name[name][2] for name in list(suspects)[:4]} == {"no NaN"}
+    assert not read_table(REFERENCE, "suspects").query('suspect != "Axon\'s defects"')[["ps", "ps_pytorch"]].max().max()
+    changes = read_table(REFERENCE, "suspects").dropna(subset="nan").groupby("suspect")
+    for name in ("learning rate", "initialization"):
+        rows = changes.get_group(name)
+        assert f"NaN in {100 * rows['nan'].min():.0f} to {100 * rows['nan'].max():.0f} % of runs" in by_name[name][1]
+        assert f"at most {100 * rows['solved'].max():.0f} % train" in by_name[name][1]
+    loss = changes.get_group("loss").set_index("level")["solved"]["loss=mean_squared_error"]
+    assert f"with mean squared error {100 * loss:.0f} % solve XOR" in by_name["loss"][1]
     remedies = read_table(REFERENCE, "remedies").set_index("remedy")
     told = {name.partition(",")[0]: row for name, row in by_name.items() if name.partition(",")[0] in remedies.index}
     assert len(told) == 8
