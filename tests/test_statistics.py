@@ -174,4 +174,6 @@ def test_total_shares_count_an_interaction_for_each_of_its_factors() -> None:
     table = total_shares(pd.DataFrame(rows), ["a", "b", "c"], "y", "seed", resamples=20).set_index("factor")
     assert table["share"].to_dict() == {"a": 1.0, "b": 1.0, "c": 0.0}
     with pytest.raises(ValueError, match="complete"):
+        total_shares(pd.DataFrame(rows[:0], columns=["a", "b", "c", "seed", "y"]), ["a", "b", "c"], "y", "seed")
+    with pytest.raises(ValueError, match="complete"):
         total_shares(pd.DataFrame(rows[1:]), ["a", "b", "c"], "y", "seed")

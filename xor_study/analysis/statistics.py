@@ -222,7 +222,7 @@ def _design(table: pd.DataFrame, factors: Sequence[str], outcome: str, unit: str
     """Return the outcomes of a complete design, shape (units, levels of the first factor, ...)."""
     wide = table.pivot(index=unit, columns=list(factors), values=outcome)
     levels = [len(table[factor].unique()) for factor in factors]
-    if wide.isna().to_numpy().any() or wide.shape[1] != int(np.prod(levels)):
+    if wide.empty or wide.isna().to_numpy().any() or wide.shape[1] != int(np.prod(levels)):
         raise ValueError("the design is not complete: a combination of factors is missing")
     return wide.sort_index(axis=1).to_numpy(float).reshape(len(wide), *levels)
 

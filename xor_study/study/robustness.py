@@ -58,11 +58,11 @@ def family(study: Cells) -> Iterator[SubGrid]:
         f"rates from {FIRST_RATES[0]:g} to {LAST_RATES[-1]:g}", (lr >= FIRST_RATES[0]) & (lr <= LAST_RATES[-1])
     )
     for factor in FACTORS:
-        column = study.cells[factor].astype(object)
+        column = study.cells[factor].map(typed, na_action="ignore")  # as texts: of a file, 32 and "full" are texts
         # Without the article's own network there is nothing left to compare with.
-        own = {getattr(RunSpec(), KEYS[factor]), LOSS}
+        own = {typed(getattr(RunSpec(), KEYS[factor])), LOSS}
         for level in dict.fromkeys(value for value in column.dropna() if value not in own):
-            yield SubGrid(f"without {factor}={typed(level)}", (column != level).to_numpy(bool))
+            yield SubGrid(f"without {factor}={level}", (column != level).fillna(True).to_numpy(bool))
 
 
 def robustness(evidence: Evidence) -> pd.DataFrame:
