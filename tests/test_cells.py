@@ -1,7 +1,5 @@
 """Cells: found by how they differ from the article's network, summed up with intervals, paired by seeds."""
 
-import doctest
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -108,17 +106,6 @@ def test_a_cell_is_described_as_one_would_type_it(trained: tuple[pd.DataFrame, p
     decayed = study.cells.iloc[study.one(optimizer="adam", optimizer__weight_decay=0.1, **SHORT)]
     assert describe(decayed) == "optimizer=adam optimizer.weight_decay=0.1 epochs=1 iterations=60"
     assert describe(train(RunSpec(epochs=10, lr=0.01)).runs.iloc[0]) == "the article's network"
-
-
-EXAMPLES = """errors figures figures.single analysis.cells analysis.statistics study.monitors study.processes
-study.reference"""
-
-
-@pytest.mark.parametrize("name", EXAMPLES.split())
-def test_examples_in_docstrings_run(name: str) -> None:
-    done = doctest.testmod(import_module(f"xor_study.{name}"))
-    assert done.attempted > 0
-    assert done.failed == 0
 
 
 def test_a_cell_is_found_by_keys_with_dots(trained: tuple[pd.DataFrame, pd.DataFrame]) -> None:

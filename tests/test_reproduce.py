@@ -41,7 +41,7 @@ __all__ = ["folders"]
 
 def rows(folders: Folders, reference: Path, *, quick: bool = False) -> list[list[str]]:
     fresh = folders.quick if quick else folders.full
-    return differences(reference, fresh, quick).differing.to_numpy().tolist()  # type: ignore[no-any-return]
+    return differences(reference, fresh, quick).differing.to_numpy().tolist()  # type: ignore[no-any-return]  # as NumPy's stub
 
 
 def test_a_difference_names_run_column_and_both_values(folders: Folders, tmp_path: Path) -> None:

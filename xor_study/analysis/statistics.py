@@ -266,4 +266,4 @@ def holm(values: Sequence[float]) -> list[float]:
     order = np.argsort(p)
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
-    return adjusted.tolist()  # type: ignore[no-any-return]
+    return adjusted.tolist()  # type: ignore[no-any-return]  # NumPy's stub says Any

@@ -40,13 +40,6 @@ VERDICTS: dict[str, tuple[str, ...]] = {
 }
 """The verdicts on claims, by the part that they play in the article; open questions are ours."""
 
-AS_SHIPPED = {
-    "binary_cross_entropy": "PyTorch's",
-    "binary_cross_entropy_with_logits": "PyTorch's with logits",
-    "binary_cross_entropy_clipped": "Keras's",
-}
-"""Binary cross-entropy as frameworks ship it."""
-
 EQUIVALENT = 0.05
 """Shares that differ by less are taken for equal."""
 
