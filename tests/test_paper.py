@@ -200,7 +200,7 @@ def set_claim(name: str, **values: Any) -> Callable[[pd.DataFrame], None]:
     return change
 
 
-@pytest.mark.parametrize(("verdict", "words"), paper.SUSPECT_VERDICTS.items())
+@pytest.mark.parametrize(("verdict", "words"), causes.MEANINGS.items())
 def test_the_abstract_says_the_verdict_on_each_suspect(verdict: str, words: str) -> None:
     said = mutated("claims", set_claim("cause_loss", verdict=verdict))
     summary = said["suspects_summary"].removeprefix("Of the article's 4 suspects: ").rstrip(".")

@@ -65,7 +65,7 @@ def test_the_answer_is_decided_by_the_verdicts_and_cells() -> None:
     suspects, failure, fixes = answer(verdicts, cells, 7)
     assert suspects.startswith("In 7 runs, Axon's defects are necessary and sufficient for the failure.")
     assert "necessary but not sufficient (another choice cures, this one alone does not fail): loss" in suspects
-    assert "neither: initialization" in suspects
+    assert "neither necessary nor sufficient: initialization" in suspects
     assert "46 % of runs go to NaN and 54 % diverge" in failure
     assert fixes.startswith("Axon 0.7.0: cures (100 % solve XOR). SGD at 0.01: no effect. Adam: masks (0 % go to NaN")
     verdicts = verdicts.copy()

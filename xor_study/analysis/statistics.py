@@ -20,6 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 Z = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution: intervals are 95 % intervals."""
 
+SIGNIFICANT = 0.01
+"""The p below which a difference counts."""
+
 
 @cache  # a table of cells asks thousands of times for the same few counts
 def wilson(successes: int, trials: int, comparisons: int = 1) -> tuple[float, float]:

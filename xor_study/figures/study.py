@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +29,6 @@ from xor_study.figures.style import (
     GREY,
     LIMIT,
     NAN,
-    PALETTE,
     SOUND,
     STROKES,
     TALLEST,
@@ -42,14 +40,6 @@ from xor_study.figures.style import (
     subplots,
 )
 from xor_study.figures.words import count_words, sentence_words, value_words
-
-_LINES: list[dict[str, Any]] = [
-    {"color": colour, "marker": marker, "linestyle": line, "markersize": 3, "linewidth": 1}
-    for (colour, marker), line in zip(
-        zip(itertools.cycle(PALETTE), "osD^vPX*<>", strict=False), itertools.cycle(("-", "--", ":")), strict=False
-    )
-]
-"""A colour, a marker and a stroke for each of ten lines: no two share more than one of them."""
 
 MANTISSA = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 """Significant bits of each precision, the hidden one included."""

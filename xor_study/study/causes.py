@@ -39,7 +39,18 @@ CONTEXTS: dict[str, dict[str, Any]] = {"failing": BROKEN, "sound": NEWEST, "pyto
 """The configurations that changes are made to: Axon 0.6.1's, Axon 0.7.0's, and PyTorch's."""
 
 MOST, SOME = 0.95, 0.05
-"""Shares of seeds: what a cure must exceed, and what makes a suspect sufficient."""
+"""Shares of seeds: what a cure must exceed, and what makes a suspect sufficient; for a remedy, more than the first have
+to learn, and with fewer than the second there is no NaN or no learning."""
+
+MEANINGS = {
+    "cause": "necessary and sufficient, so a cause",
+    "necessary": "necessary but not sufficient (another choice cures, this one alone does not fail)",
+    "sufficient": "sufficient but not necessary",
+    "symptom only": "neither, but with some choice the runs stay finite without learning",
+    "not a cause": "neither necessary nor sufficient",
+    "undecided": "undecided",
+}
+"""What a verdict on a suspect says."""
 
 CLIPPED = "binary_cross_entropy_clipped"
 

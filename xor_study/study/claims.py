@@ -19,14 +19,12 @@ import pandas as pd
 
 from xor_study.analysis.axon import ADAM, BROKEN, NEWEST, PLATEAU, SETTINGS
 from xor_study.analysis.cells import Study
-from xor_study.analysis.statistics import Effect, difference_over_levels, holm, wilson
+from xor_study.analysis.statistics import SIGNIFICANT, Effect, difference_over_levels, holm, wilson
 from xor_study.errors import StudyError
 from xor_study.study import causes, monitors, remedies, theory
 from xor_study.study.effects import difference, steps_between
 from xor_study.study.wording import later, listed, more, of, percent, plural, rates, total
 from xor_study.training.spec import RunSpec
-
-SIGNIFICANT = 0.01
 
 VERDICTS: dict[str, tuple[str, ...]] = {
     "premise": ("supported", "refuted", "undecided"),
@@ -201,7 +199,7 @@ def _cause(evidence: Evidence, name: str, besides: str = "") -> Verdict:
     judgement = causes.judge(rows)
     best, worst = judgement.best, judgement.worst
     bound = max(high for column in ("ps", "ps_pytorch") for _, high in causes.simultaneous(rows, column))
-    source = "ps" if best_of(worst["ps"]) >= best_of(worst["ps_pytorch"]) else "ps_pytorch"
+    source = max(("ps", "ps_pytorch"), key=lambda column: np.nan_to_num(worst[column], nan=-1))
     on_sound = f"most with {worst['level']}: {percent(worst[source])}"
     if not rows[["ps", "ps_pytorch"]].max().max():
         on_sound = f"none is NaN; with 95 % confidence fewer than {percent(bound)} are with any of the changes"
@@ -212,11 +210,6 @@ def _cause(evidence: Evidence, name: str, besides: str = "") -> Verdict:
     ).strip()
     effect = best["pn"], best["pn_low"], best["pn_high"]
     return Verdict(judgement.verdict, *effect, f"PN, PS: Wilson, {len(rows)} changes", int(best["n"]), sentence)
-
-
-def best_of(value: float) -> float:
-    """Return a share, or less than any share if it is missing."""
-    return -1.0 if np.isnan(value) else value
 
 
 @_claim("root cause", "interventions,learning_rate")

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from xor_study.analysis.cells import CELL
-from xor_study.analysis.statistics import holm, two_samples
+from xor_study.analysis.statistics import SIGNIFICANT, holm, two_samples
 from xor_study.errors import StudyError
 from xor_study.figures.pictures import LEVELS, PIXELS
 from xor_study.study.consistency import Texts, cells_contradict, files_differ, integers, record_differs, software
@@ -49,8 +49,6 @@ VECTORS = ("instruction_set",)
 
 RENDERER = ("matplotlib", "freetype", "fonttools")
 """Parts of the environment that decide how a figure looks."""
-
-SIGNIFICANT = 0.01
 
 
 NEEDED = {

@@ -11,7 +11,7 @@ import torch
 
 from xor_study.analysis.axon import ADAM, BROKEN, NEWEST, REPAIRED, SETTINGS, SWITCHES
 from xor_study.analysis.cells import Study
-from xor_study.analysis.statistics import holm, paired, two_samples, wilson
+from xor_study.analysis.statistics import SIGNIFICANT, holm, paired, two_samples, wilson
 from xor_study.engines import train
 from xor_study.errors import StudyError
 from xor_study.model.data import CORNERS
@@ -30,8 +30,6 @@ REFERENCE: dict[str, dict[str, Any]] = {
 
 FAILURES = {"nan": ["nonfinite"], "divergence": ["diverged", "nonfinite"]}
 """What a repair may cure, by the outcomes it removes."""
-
-SIGNIFICANT = 0.01
 
 
 def repairs(study: Study) -> pd.DataFrame:

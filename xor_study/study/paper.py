@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from xor_study.analysis.axon import OVERFLOW
+from xor_study.analysis.statistics import SIGNIFICANT
 from xor_study.errors import StudyError
 from xor_study.figures.captions import CAPTIONS
 from xor_study.files import write_atomically
@@ -42,16 +43,6 @@ MARKDOWN, LATEX, BIBTEX = "paper.md", "paper.tex", "references.bib"
 
 DEFECTS = "Axon's defects"
 """The suspect that stands for them in the table "suspects"."""
-
-SUSPECT_VERDICTS = {
-    "cause": "necessary and sufficient, so a cause",
-    "necessary": "necessary but not sufficient",
-    "sufficient": "sufficient but not necessary",
-    "symptom only": "neither, but with some choice the runs stay finite without learning",
-    "not a cause": "neither necessary nor sufficient",
-    "undecided": "undecided",
-}
-"""What a verdict on a suspect says."""
 
 
 _DEFECTS = {
@@ -184,9 +175,9 @@ def _design(cells: pd.DataFrame, runs: pd.DataFrame, record: Mapping[str, Any]) 
 def _of_suspects(suspects: pd.DataFrame, claims: pd.DataFrame) -> dict[str, str]:
     """Return the verdicts on the suspects."""
     named = {name: suspect.claim for name, suspect in causes.SUSPECTS.items() if suspect.claim}
-    words = {name: SUSPECT_VERDICTS[str(claims["verdict"][claim])] for name, claim in named.items()}
+    words = {name: causes.MEANINGS[str(claims["verdict"][claim])] for name, claim in named.items()}
     others = [name for name in dict.fromkeys(suspects["suspect"]) if name not in (*named, DEFECTS)]
-    beyond = {name: SUSPECT_VERDICTS[_verdict(suspects, name)] for name in others}
+    beyond = {name: causes.MEANINGS[_verdict(suspects, name)] for name in others}
     lines = [f"- **{name.capitalize()}**: {words[name]}. {prose(claims['sentence'][named[name]])}" for name in named]
     lines += [f"- **Not named by the article**: {_grouped(beyond)}."] if beyond else []
     defects = _DEFECTS[str(claims["verdict"]["defects_are_the_cause"])]
@@ -267,7 +258,7 @@ def _of_robustness(claims: pd.DataFrame) -> dict[str, str]:
 
 def _of_emulation(rates: pd.DataFrame) -> dict[str, str]:
     """Return how our rates agree with those of an emulation on XLA."""
-    least, different = rates["p_holm"].min(), int((rates["p_holm"] < remedies.SIGNIFICANT).sum())
+    least, different = rates["p_holm"].min(), int((rates["p_holm"] < SIGNIFICANT).sum())
     n = sorted({int(value) for value in rates["there_n"]})
     agree = "none differs" if not different else f"{of(different, len(rates))} differ"
     sentence = (

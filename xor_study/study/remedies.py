@@ -18,13 +18,10 @@ import pandas as pd
 
 from xor_study.analysis.axon import ADAM, BROKEN, LOSS, NEWEST
 from xor_study.analysis.cells import Study
-from xor_study.analysis.statistics import holm, paired_difference, wilson
+from xor_study.analysis.statistics import SIGNIFICANT, holm, paired_difference, wilson
 from xor_study.errors import StudyError
+from xor_study.study.causes import MOST, SOME
 from xor_study.study.effects import steps_between
-
-SIGNIFICANT = 0.01
-MOST, SOME = 0.95, 0.05
-"""Shares of runs: learning means more than the first, no NaN and no learning fewer than the second."""
 
 FAILING_WORDS = ("cures", "masks", "reduces", "no effect", "worsens", "undecided")
 SOUND_WORDS = ("helps", "harms", "no effect", "undecided")

@@ -19,6 +19,7 @@ from xor_study.analysis.cells import Cells
 from xor_study.figures import FIGURES
 from xor_study.figures.captions import CAPTIONS
 from xor_study.files import write_atomically
+from xor_study.study import causes
 from xor_study.study.claims import CLAIMS
 from xor_study.study.wording import listed
 from xor_study.sweeps import formats
@@ -98,15 +99,15 @@ def answer(verdicts: pd.Series[str], cells: Cells, runs: int) -> list[str]:
         cells: of the study.
         runs: how many the study has.
     """
-    causes = verdicts[verdicts.index.str.startswith("cause_")]
+    judged = verdicts[verdicts.index.str.startswith("cause_")]
     by_verdict: dict[str, list[str]] = {}
-    for claim, verdict in causes.items():
+    for claim, verdict in judged.items():
         by_verdict.setdefault(verdict, []).append(str(claim).removeprefix("cause_").replace("_", " "))
     defects = {"yes": "are necessary and sufficient", "no": "are not both necessary and sufficient"}
     suspects = (
         f"In {runs:,} runs, Axon's defects {defects.get(verdicts['defects_are_the_cause'], 'can not be judged')} for "
-        f"the failure. Of the article's {len(causes)} suspects: "
-        f"{'; '.join(f'{_MEANINGS[verdict]}: {listed(names)}' for verdict, names in by_verdict.items())}."
+        f"the failure. Of the article's {len(judged)} suspects: "
+        f"{'; '.join(f'{causes.MEANINGS[verdict]}: {listed(names)}' for verdict, names in by_verdict.items())}."
     )
     default, newest, adam = (cells.row(**values) for values in (BROKEN, NEWEST, BROKEN | SETTINGS["Adam 0.001"]))
     failure = (
@@ -120,17 +121,6 @@ def answer(verdicts: pd.Series[str], cells: Cells, runs: int) -> list[str]:
         f"{_percent(adam, 'solved')} solve XOR)."
     )
     return [suspects, failure, fixes]
-
-
-_MEANINGS = {
-    "cause": "necessary and sufficient",
-    "necessary": "necessary but not sufficient (another choice cures, this one alone does not fail)",
-    "sufficient": "sufficient but not necessary",
-    "symptom only": "neither, but another choice avoids NaN without training",
-    "not a cause": "neither",
-    "undecided": "undecided",
-}
-"""What a verdict on a suspect means; see `causes`."""
 
 
 def _percent(cell: pd.Series[Any], outcome: str) -> str:
