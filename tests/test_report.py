@@ -77,7 +77,7 @@ def test_the_answer_is_decided_by_the_verdicts_and_cells() -> None:
     table.loc[newest, "solved"] = 0.25
     suspects, failure, fixes = answer(verdicts, Cells(table), 7)
     assert "defects are not both necessary and sufficient" in suspects
-    assert "; necessary and sufficient: initialization and loss" in suspects
+    assert "; necessary and sufficient, so a cause: initialization and loss" in suspects
     assert "Axon 0.7.0: undecided (25 % solve XOR)" in fixes
     assert fixes.endswith("(0 % go to NaN, 100 % solve XOR).")
 
