@@ -421,10 +421,14 @@ def test_reading_a_finite_part_of_a_tensor_does_not_clear_the_rest() -> None:
     assert report.first is not None
     with autopsy() as report:
         whole = torch.tensor([0.0, 1.0]).log()
-        whole[0] = 7.0
+        whole[0] = 7.0  # a repair
         assert whole.sum().item() == 7
+    assert report.first is None
+    with autopsy() as report:
+        whole = torch.tensor([0.0, 1.0]).log()
+        whole.fill_(7.0)
     assert report.first is not None
-    assert report.first.reached == ["unread"]  # overwritten before anything read it
+    assert report.first.reached == ["unread"]  # overwritten as a whole before anything read it
 
 
 def test_overflowing_sums_of_finite_numbers_are_no_events() -> None:

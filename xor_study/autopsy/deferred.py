@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NamedTuple
@@ -15,11 +15,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from xor_study.autopsy import sources
 from xor_study.autopsy.events import Call, Context, Contexts, Evidence, Operand
-from xor_study.autopsy.finiteness import State, Summary, values_of
+from xor_study.autopsy.finiteness import State, Summary, tensors_in, values_of, worse
 from xor_study.autopsy.operations import Execution, Operation, worst_number
 from xor_study.autopsy.sites import graph_task
 from xor_study.autopsy.storage import covers_storage, reference_to, storage_key
 from xor_study.autopsy.taint import Verdicts
+from xor_study.autopsy.widening import without_bad_inputs
 
 _MOST = 2000
 """Records that are kept before their checks are read."""
@@ -81,15 +82,16 @@ class CheckedTensor:
 
 
 class Record(NamedTuple):
-    """An operation that is still to be judged."""
+    """An operation that is still to be judged; `hidden` is the index of the check of what a mask could hide."""
 
     context: Context
     inputs: list[CheckedTensor]
     results: list[CheckedTensor]
+    hidden: int | None
 
 
 class Arrival(NamedTuple):
-    """Tensors that are a loss or a gradient: `reached`, as in `Event.reached`."""
+    """Tensors that are a loss or a gradient: `reached`, as in `Event.reached`; empty for what Python reads."""
 
     tensors: list[CheckedTensor]
     reached: str
@@ -111,40 +113,87 @@ class Deferred:
         self._records: list[Record | Arrival] = []
         self._checks: list[tuple[Tensor, Tensor]] = []
         self._latest: dict[int, tuple[int, StorageWeakRef]] = {}
+        self._masked: dict[int, StorageWeakRef] = {}  # storages with an infinity that the code has put in
 
-    def run(self, func: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operation and return its output. To be called by `__torch_dispatch__` alone."""
-        frame = sys._getframe(2)
-        # Before the operation runs: of an input that it overwrites, the check must be of the old values.
-        inputs = [self._checked(name, tensor, fresh=False) for name, tensor in operation.read(args, kwargs)]
-        out = func(*args, **kwargs)
-        # Results always get a new check: a storage's last one was of its old values.
-        written = operation.written_ids(args, kwargs)
-        results = [self._result(tensor, id(tensor) in written) for tensor in operation.results(args, kwargs, out)]
-        stack = sources.look_at_stack(frame) if graph_task() == -1 else None
-        context = self._contexts.of(operation, worst_number(args, kwargs), frame, stack)
-        self._records.append(Record(context, inputs, results))
-        # A number that goes to Python has made the accelerator wait in any case.
-        if len(self._records) >= _MOST or operation.short == "_local_scalar_dense":
-            self.flush()
-            self._verdicts.sweep()
-            self._verdicts.raise_news()
-        return out
+    def before(
+        self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Mapping[int, CheckedTensor]:
+        """Return, by number, what is kept of the inputs: of one that it overwrites, the check of its old values."""
+        with self._verdicts.lock:
+            inputs = [self._checked(name, tensor, fresh=False) for name, tensor in operation.read(args, kwargs)]
+            return dict(enumerate(inputs))
+
+    def after(self, execution: Execution) -> None:
+        """Record an operation that has run."""
+        with self._verdicts.lock:
+            operation, args, kwargs = execution[1:4]
+            # Results always get a new check: a storage's last one was of its old values.
+            written = execution.written_ids()
+            results = [self._result(tensor, id(tensor) in written) for tensor in execution.results()]
+            frame = sys._getframe()
+            stack = sources.look_at_stack(frame) if graph_task() == -1 else None
+            numbers = worst_number(args, kwargs)
+            context = self._contexts.of(operation, numbers, frame, stack)
+            hidden = self._look_behind_mask(execution, numbers, results)
+            if hidden is not None:
+                self._checks.append(hidden)
+            index = None if hidden is None else len(self._checks) - 1
+            self._records.append(Record(context, list(execution.before.values()), results, index))
+            # A number that goes to Python has made the accelerator wait in any case.
+            if len(self._records) >= _MOST or operation.short == "_local_scalar_dense":
+                self.flush()
+                self._verdicts.sweep()
+                self._verdicts.raise_news()
+
+    def _look_behind_mask(
+        self, execution: Execution, numbers: State, results: list[CheckedTensor]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Check what an infinity that the code has put in could hide, and follow that infinity.
+
+        Returns:
+            Bounds that are not 0 or not finite if an element went bad that was not before; None without a mask.
+        """
+        operation = execution.operation
+        read = [tensor for _, tensor in operation.read(execution.args, execution.kwargs)]
+        masked = any(storage_key(tensor) in self._masked for tensor in read)
+        if numbers > State.FINITE or (masked and not operation.squashes):
+            self._mark(results)
+        out = execution.out
+        if not masked or numbers > State.FINITE or not operation.plain or not _is_floating(out):
+            return None
+        if operation.pointwise:
+            given = [tensor.detach().expand_as(out) for tensor in read if tensor.is_floating_point()]
+            fresh = worse(*given, out.detach()).any().to(torch.float32)
+            return fresh, fresh
+        rest = without_bad_inputs(execution)
+        return None if rest is None else torch.aminmax(rest * 0)
+
+    def _mark(self, tensors: Iterable[CheckedTensor]) -> None:
+        for tensor in tensors:
+            if tensor.key is not None and tensor.reference is not None:
+                self._masked[tensor.key] = tensor.reference
+
+    def read_by_python(self, tensor: Tensor) -> None:
+        """Record that Python or numpy reads a tensor's values."""
+        self.arrive([tensor], "")
 
     def arrive(self, tensors: Iterable[Tensor], reached: str) -> None:
         """Record that `tensors` are a loss or a gradient."""
-        checked = [self._checked(reached, tensor, fresh=False) for tensor in tensors]
-        self._records.append(Arrival(checked, reached))
+        with self._verdicts.lock:
+            checked = [self._checked(reached, tensor, fresh=False) for tensor in tensors]
+            self._records.append(Arrival(checked, reached))
 
     def constant(self, execution: Execution, frame: FrameType) -> None:
-        """Do nothing: a constant is seen when an operation reads it, as coming from outside."""
+        """Note a constant that is not finite; it is judged when an operation reads it, as coming from outside."""
+        if worst_number(execution.args, execution.kwargs) > State.FINITE:
+            self._mark(self._checked("output", tensor, fresh=True) for tensor in tensors_in(execution.out))
 
     def begin_update(self, parameters: Iterable[Tensor]) -> None:
         """Do nothing: parameters are checked when they are read."""
 
     def flush(self) -> None:
         """Read all checks, with one synchronisation for each dtype and device, and judge the records."""
-        with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
+        with self._verdicts.lock, torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
             records, self._records = self._records, []  # first: judging may raise
             bounds = _read(self._checks)
             for record in records:
@@ -154,6 +203,7 @@ class Deferred:
                     self._judge(record, bounds)
             # Storages that were finite get a new check when they are read next; the others are in the register.
             self._checks, self._latest = [], {}
+            self._masked = {key: ref for key, ref in self._masked.items() if not ref.expired()}  # type: ignore[no-untyped-call]
 
     def _checked(self, name: str, tensor: Tensor, fresh: bool) -> CheckedTensor:
         """Return what is kept of a tensor, and check it if it is `fresh` or its storage has no check yet."""
@@ -179,12 +229,18 @@ class Deferred:
 
     def _arrive(self, arrival: Arrival) -> None:
         for tensor in arrival.tensors:
-            if tensor.key in self._verdicts.values:
-                self._verdicts.reach(self._verdicts.values[tensor.key], arrival.reached, hold_scaled=True)
+            value = self._verdicts.values.get(tensor.key) if tensor.key is not None else None
+            if value is not None and arrival.reached:
+                self._verdicts.reach(value, arrival.reached, hold_scaled=True)
+            elif value is not None:
+                value.read = True
 
     def _judge(self, record: Record, bounds: list[Bounds]) -> None:
         context, values = record.context, self._verdicts.values
-        inputs = [Operand(tensor.key, tensor.reference, tensor.state(bounds)) for tensor in record.inputs]
+        inputs = [
+            Operand(tensor.key, tensor.reference, tensor.state(bounds), floating=tensor.check is not None)
+            for tensor in record.inputs
+        ]
         for operand in inputs:
             if operand.key in values:  # the check may be older than what is known
                 operand.state = values[operand.key].state
@@ -195,6 +251,7 @@ class Deferred:
                 tensor.state(bounds),
                 overwritten=tensor.whole and tensor.key in values,
                 parameter=tensor.parameter,
+                floating=tensor.check is not None,
             )
             for tensor in record.results
         ]
@@ -204,7 +261,12 @@ class Deferred:
 
         known = any(operand.key in values for operand in inputs)
         if known or any(operand.state > State.FINITE for operand in inputs + results):
-            self._verdicts.decide(Call(context, inputs, results, evidence))
+            hidden = record.hidden is not None and bounds[record.hidden] != _UNCHECKED
+            self._verdicts.decide(Call(context, inputs, results, evidence, lambda: hidden))
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _evidence(record: Record, bounds: list[Bounds]) -> Evidence:

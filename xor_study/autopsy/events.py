@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from xor_study.autopsy import sources
-from xor_study.autopsy.finiteness import State, Summary
+from xor_study.autopsy.finiteness import State, Summary, newly_bad
 from xor_study.autopsy.modules import Modules
 from xor_study.autopsy.operations import Operation
 from xor_study.autopsy.report import Event, Report
@@ -26,11 +26,12 @@ class LoopState:
 
     Attributes:
         step: counted from 1.
-        updating: whether an optimizer's `step` is running.
+        updating: whether an optimizer's `step` is running; its closure runs in it, too.
         scaled: whether the last scalar was a loss scaled by GradScaler.
         unscaled: that loss before its scaling, until its backward starts.
         root: the line that called the last `backward`.
         nonfinite_parameters: ids of the parameters that were not finite before their optimizer's first step.
+        bad_numbers: which numbers of the running optimizer, such as its learning rate, are not finite, in words.
     """
 
     step: int = 1
@@ -39,6 +40,12 @@ class LoopState:
     unscaled: Tensor | None = None
     root: Source | None = None
     nonfinite_parameters: set[int] = field(default_factory=set)
+    bad_numbers: str = ""
+
+    @property
+    def in_update(self) -> bool:
+        """Whether the optimizer itself is running, not a closure that it has called."""
+        return self.updating and not torch.is_grad_enabled() and graph_task() == -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +66,7 @@ class Context:
         forward: in a backward, the line of the forward call it belongs to.
         root: in a backward, the line that started it.
         stack: as in `Event`.
+        bad_numbers: as in `LoopState`, of an optimizer's operation.
     """
 
     operation: Operation
@@ -74,12 +82,19 @@ class Context:
     forward: Site | None
     root: Source | None
     stack: tuple[Source, ...]
+    bad_numbers: str
 
     @property
     def line(self) -> Source | None:
         """The culprit line."""
         site = self.caller or self.forward
         return site.source() if site else self.root
+
+    @property
+    def own(self) -> Source | None:
+        """The user's own call that led to the culprit line, where that is an installed package's."""
+        site = self.caller or self.forward
+        return site.own_source() if site else None
 
 
 class Contexts:
@@ -136,7 +151,12 @@ class Contexts:
             forward=forward,
             root=self.loop.root if backward else None,
             stack=lines,
+            bad_numbers=self.loop.bad_numbers if self.loop.in_update else "",
         )
+
+    def parameter_name(self, tensor: Tensor) -> str | None:
+        """Return the name of a parameter or buffer of a module that has been called; None for other tensors."""
+        return self._modules.parameter_name(tensor)
 
     def locate(self, frame: FrameType) -> tuple[Source | None, str | None]:
         """Return the culprit line and the module of the operation that is running."""
@@ -147,11 +167,10 @@ class Contexts:
 
     def _caller(self, frame: FrameType) -> Site | None:
         user = sources.user_frame(frame)
-        return Site(user.f_code, user.f_lasti, self._modules.current, False) if user else None
+        return self._sites.site_of(user, False) if user else None
 
     def _phase(self, stack: Stack) -> str:
-        updates = stack.update or stack.scaler or (self.loop.updating and not torch.is_grad_enabled())
-        return "optimizer" if updates else "forward"
+        return "optimizer" if stack.update or stack.scaler or self.loop.in_update else "forward"
 
     def _is_allowed(self, operation: Operation, forward: Site | None) -> bool:
         named = operation.name in self._allowed or operation.name.rpartition(".")[0] in self._allowed
@@ -168,7 +187,9 @@ class Operand:
         state: of its elements; of an input, before the operation.
         tensor: the tensor, or a copy from before it was overwritten; None where it is no longer at hand.
         overwritten: whether the operation has written the whole storage, or left no non-finite value in it.
+        repaired: whether it has done so by writing a part of the storage.
         parameter: whether the operation wrote it and it is a leaf that requires a gradient.
+        floating: whether its elements can be infinite at all.
     """
 
     key: int | None
@@ -176,7 +197,9 @@ class Operand:
     state: State
     tensor: Tensor | None = None
     overwritten: bool = False
+    repaired: bool = False
     parameter: bool = False
+    floating: bool = True
 
 
 class Evidence(NamedTuple):
@@ -195,12 +218,15 @@ class Call:
         context: all but the values.
         inputs, results: its tensors.
         evidence: returns what the values say, given the event's origin. It is costly, so only an event asks for it.
+        unexplained: returns whether results are not finite at places, or in sums, where the inputs do not explain it.
+            It is costly, and asked only where the worst states of all elements don't tell.
     """
 
     context: Context
     inputs: list[Operand]
     results: list[Operand]
     evidence: Callable[[str], Evidence]
+    unexplained: Callable[[], bool] = lambda: False
 
     @property
     def operation(self) -> Operation:
@@ -214,10 +240,15 @@ class Call:
 
     @property
     def makes(self) -> bool:
-        """Whether it turned finite inputs into inf or NaN, or inputs without NaN into NaN."""
+        """Whether it turned finite elements into inf or NaN, or elements without NaN into NaN."""
+        worst = self.worst
+        if worst == State.FINITE:
+            return False
         given = max((operand.state for operand in self.inputs), default=State.FINITE)
         given = max(given, self.context.numbers)
-        return self.worst > State.FINITE and (given == State.FINITE or (given < State.NAN == self.worst))
+        if given == State.FINITE or (given < State.NAN == worst):
+            return True
+        return self.context.numbers == State.FINITE and self.unexplained()
 
     def event(self, origin: str) -> Event:
         """Return the event that this call is, if a verdict says so.
@@ -233,10 +264,25 @@ class Call:
             module=context.module,
             source=context.line,
             forward=context.forward.source() if context.forward else None,
-            stack=context.stack,
+            stack=_with_own(context.stack, context.own),
             step=context.step,
             kind=kind,
             origin=origin,
             inputs=inputs,
             outputs=outputs,
+            cause=context.bad_numbers if origin == "constant" else "",
         )
+
+
+def newly_bad_elements(inputs: list[Operand], results: list[Operand]) -> bool:
+    """Return whether an operation that works element by element gave a result worse than all that it read there."""
+    given = [operand.tensor for operand in inputs if operand.floating]
+    known = [tensor for tensor in given if tensor is not None]
+    return len(known) == len(given) and any(
+        newly_bad(known, result.tensor) for result in results if result.tensor is not None
+    )
+
+
+def _with_own(stack: tuple[Source, ...], own: Source | None) -> tuple[Source, ...]:
+    """Return the lines of a stack with the user's own call, which the stack of a backward doesn't have."""
+    return stack if own is None or own in stack else (own, *stack)

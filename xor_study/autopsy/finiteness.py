@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ _SUM_AS = {
     torch.complex128: torch.complex128,
 }
 _sum = torch.sum
+_PIECE = 2**20
+"""Elements that are looked at together where a look needs memory of its own."""
 
 
 class State(IntEnum):
@@ -61,7 +64,7 @@ def state_of(tensor: Tensor) -> State:
 
 def values_of(tensor: Tensor) -> Tensor | None:
     """Return the real, floating-point, dense values of a tensor, of any shape, or None where none can be read."""
-    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_quantized:
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_quantized or is_foreign(tensor):
         return None
     try:
         tensor = tensor.detach()
@@ -69,7 +72,7 @@ def values_of(tensor: Tensor) -> Tensor | None:
             parts = [values_of(part) for part in tensor.unbind()]
             return torch.cat([part.flatten() for part in parts if part is not None])
         tensor = _dense(tensor)
-        if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
+        if tensor.is_meta:
             return None
         if tensor.is_complex():
             tensor = torch.view_as_real(tensor.resolve_conj())
@@ -90,16 +93,55 @@ def _dense(tensor: Tensor) -> Tensor:
     return tensor.values()
 
 
+def is_foreign(tensor: Tensor) -> bool:
+    """Return whether a tensor's class handles operations itself (DTensor, FakeTensor): it may have no values here."""
+    return handles_itself(type(tensor))
+
+
+@cache
+def handles_itself(kind: type) -> bool:
+    """Return whether a class of tensors handles operations itself."""
+    return kind.__torch_dispatch__ is not Tensor.__torch_dispatch__  # type: ignore[attr-defined]
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a tensor, list, tuple or dict, however nested."""
+    """Yield the tensors that torch itself handles in a tensor, list, tuple or dict, however nested."""
     if isinstance(value, Tensor):
-        yield value
+        if not is_foreign(value):
+            yield value
     elif isinstance(value, list | tuple):
         for item in value:
             yield from tensors_in(item)
     elif isinstance(value, dict):
         for item in value.values():
             yield from tensors_in(item)
+
+
+def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield a tensor, or those that it wraps: a DTensor's local shard, a nested tensor's values."""
+    if not is_foreign(tensor):
+        yield tensor
+    elif hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from plain_tensors(getattr(tensor, name))
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Return whether reductions of a tensor that torch itself handles can be read."""
+    dense = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_nested
+    return dense and tensor.is_floating_point() and tensor.numel() > 0
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the tensors, of one shape, in parts of at most 2**20 elements, in the order of flat indices; all views."""
+    shape = tensors[0].shape
+    if tensors[0].numel() <= _PIECE:
+        yield tensors
+        return
+    axis = next(i for i, size in enumerate(shape) if size > 1)
+    length = max(1, shape[axis] * _PIECE // tensors[0].numel())
+    for parts in zip(*(torch.split(tensor, length, axis) for tensor in tensors), strict=True):
+        yield from pieces(*parts)
 
 
 def numbers_in(value: Any) -> Iterator[float | complex]:
@@ -131,6 +173,7 @@ class Summary:
         offending: the elements at the output's first non-finite positions (up to three), for an operation that works
             element by element or keeps the shape.
         exact: whether the elements were counted; if not, a count of 1 means "some".
+        parameter: its name, if it is a parameter or buffer of a module, such as "Net.head.weight".
     """
 
     name: str
@@ -143,11 +186,13 @@ class Summary:
     zero: int = 0
     offending: tuple[float, ...] = ()
     exact: bool = True
+    parameter: str | None = None
 
     def __str__(self) -> str:
         if self.shape is None:
             return f"{self.name} = {self.minimum if self.minimum is not None else self.offending[0]:.6g}"
-        text = f"{self.name}: {self.dtype} {list(self.shape)}"
+        label = f"{self.name} = {self.parameter}" if self.parameter else self.name
+        text = f"{label}: {self.dtype} {list(self.shape)}"
         if self.minimum is not None:
             text += f", from {self.minimum:.6g} to {self.maximum:.6g}"
         counts = [(self.nan, "NaN"), (self.infinite, "infinite"), (self.zero, "zero")]
@@ -169,19 +214,29 @@ def summarise(name: str, tensor: Tensor, indices: Tensor | None = None) -> Summa
     values = values_of(tensor)
     if values is None or values.numel() == 0:
         return Summary(name, dtype, shape, None, None)
-    finite = values[torch.isfinite(values)]
-    low, high = (bound.item() for bound in torch.aminmax(finite)) if finite.numel() else (None, None)
-    return Summary(
-        name,
-        dtype,
-        shape,
-        low,
-        high,
-        nan=int(torch.isnan(values).sum()),
-        infinite=int(torch.isinf(values).sum()),
-        zero=int((finite == 0).sum()),
-        offending=tuple(values.flatten()[indices].tolist()) if indices is not None else (),
-    )
+    low, high, nan, infinite, zero = math.inf, -math.inf, 0, 0, 0
+    for (part,) in pieces(values):
+        finite = part[torch.isfinite(part)]
+        if finite.numel():
+            bounds = [bound.item() for bound in torch.aminmax(finite)]
+            low, high = min(low, bounds[0]), max(high, bounds[1])
+        bad = int(torch.isnan(part).sum())
+        nan, infinite = nan + bad, infinite + part.numel() - finite.numel() - bad
+        zero += int((finite == 0).sum())
+    offending = tuple(at_indices(values, values.shape, indices).tolist()) if indices is not None else ()
+    some = low <= high
+    return Summary(name, dtype, shape, low if some else None, high if some else None, nan, infinite, zero, offending)
+
+
+def at_indices(tensor: Tensor, shape: torch.Size, indices: Tensor) -> Tensor:
+    """Return the elements of a tensor, broadcast to a shape, at flat indices: shape (len(indices),).
+
+    Raises:
+        RuntimeError: if it can't be broadcast to that shape.
+    """
+    whole = tensor.detach().expand(shape)
+    # Of a single number, unravel_index gives no index at all.
+    return whole[torch.unravel_index(indices.to(tensor.device), shape)] if shape else whole.expand(len(indices))
 
 
 def summarise_number(name: str, number: float) -> Summary:
@@ -196,21 +251,51 @@ def nonfinite_indices(tensor: Tensor, limit: int = 3) -> Tensor | None:
     values = values_of(tensor)
     if values is None or values.shape != tensor.shape:
         return None
-    bad = torch.nonzero(~torch.isfinite(values.flatten()), as_tuple=True)[0]
-    return bad[:limit] if bad.numel() else None
+    offset, found, count = 0, [], 0
+    for (part,) in pieces(values):
+        bad = torch.nonzero(~torch.isfinite(part.flatten()), as_tuple=True)[0][:limit]
+        if bad.numel():
+            found.append(bad + offset)
+            count += bad.numel()
+        if count >= limit:
+            break
+        offset += part.numel()
+    return torch.cat(found)[:limit] if found else None
 
 
 def overlap(source: Tensor, result: Tensor) -> bool:
     """Return whether `source` (broadcast) and `result` have a common non-finite position; True if unknown."""
-    try:
-        return bool((~torch.isfinite(source.detach().expand_as(result)) & ~torch.isfinite(result.detach())).any())
-    except (RuntimeError, NotImplementedError):
-        return True
+    return _any(lambda given, made: ~torch.isfinite(given) & ~torch.isfinite(made), True, source, result)
 
 
 def swallowed(source: Tensor, result: Tensor) -> bool:
     """Return whether `result` is finite at a position where `source` (broadcast) is not; False if unknown."""
+    return _any(lambda given, made: ~torch.isfinite(given) & torch.isfinite(made), False, source, result)
+
+
+def newly_bad(sources: Sequence[Tensor], result: Tensor) -> bool:
+    """Return whether an element of `result` is worse than those of all `sources` (broadcast) at its place.
+
+    Worse is inf or NaN where all are finite, or NaN where none is NaN. False if unknown.
+    """
+    return _any(worse, False, *sources, result)
+
+
+def worse(*tensors: Tensor) -> Tensor:
+    """Return, by element of the last tensor, whether it is worse than those of all others, of the same shape."""
+    *given, made = tensors
+    bad, nan = ~torch.isfinite(made), torch.isnan(made)
+    for tensor in given:
+        bad &= torch.isfinite(tensor)
+        nan &= ~torch.isnan(tensor)
+    return bad | nan
+
+
+def _any(test: Callable[..., Tensor], unknown: bool, *tensors: Tensor) -> bool:
+    """Return whether `test` holds anywhere in tensors that are broadcast to the last one's shape."""
+    *sources, result = tensors
     try:
-        return bool((~torch.isfinite(source.detach().expand_as(result)) & torch.isfinite(result.detach())).any())
+        given = [source.detach().expand_as(result) for source in sources]
+        return any(bool(test(*parts).any()) for parts in pieces(*given, result.detach()))
     except (RuntimeError, NotImplementedError):
-        return False
+        return unknown

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from xor_study.autopsy import sources
-from xor_study.autopsy.events import Call, Contexts, Evidence, Operand
+from xor_study.autopsy.events import Call, Contexts, Evidence, Operand, newly_bad_elements
 from xor_study.autopsy.finiteness import (
     State,
     Summary,
+    at_indices,
     looks_finite,
     nonfinite_indices,
     state_of,
@@ -28,9 +29,9 @@ from xor_study.autopsy.operations import Execution, Operation, worst_number
 from xor_study.autopsy.report import COMPILED, Report
 from xor_study.autopsy.sites import accumulating
 from xor_study.autopsy.sources import Stack
-from xor_study.autopsy.storage import copies, reference_to, rest_is_finite, storage_key
+from xor_study.autopsy.storage import copies, covers_storage, reference_to, rest_is_finite, storage_key
 from xor_study.autopsy.taint import Candidate, Value, Verdicts
-from xor_study.autopsy.widening import kind
+from xor_study.autopsy.widening import kind, without_bad_inputs
 
 _NO_COPIES: Mapping[int, Tensor | State] = MappingProxyType({})
 _SWEEP_EVERY = 256
@@ -38,7 +39,7 @@ _NEVER_FOLLOWED = ("abs", "copy_", "_local_scalar_dense")
 
 
 class Immediate:
-    """Runs an operation and judges it before the next one.
+    """Judges an operation before the next one runs.
 
     A finite output costs one sum. All else is done only where an output is not finite or some storage was not before.
 
@@ -58,27 +59,36 @@ class Immediate:
         self._near = near
         self._examined = 0
 
-    def run(self, func: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operation and return its output. To be called by `__torch_dispatch__` alone."""
+    def before(self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[int, Any]:
+        """Return, by id, what an operation is going to overwrite."""
         # What an optimizer writes in place is not copied: that would double its traffic.
-        before = copies(operation, args, kwargs) if operation.updated and not self._loop.updating else _NO_COPIES
-        out = func(*args, **kwargs)
+        if operation.updated and not self._loop.in_update:
+            return copies(operation, args, kwargs)
+        return _NO_COPIES
+
+    def after(self, execution: Execution) -> None:
+        """Judge an operation that has run."""
+        operation, out = execution.operation, execution.out
         if self._near is not None and type(out) is Tensor:
-            frame = sys._getframe(2)
+            frame = sys._getframe()
             self._near.look(operation, out, self._loop.step, lambda: self._contexts.locate(frame))
         if not self._values:
             if operation.plain and type(out) is Tensor:
                 if looks_finite(out):  # a sum that overflows looks bad too; `_examine` tells the difference
-                    return out
-            elif all(map(looks_finite, operation.results(args, kwargs, out))):
-                return out
-        self._examine(Execution(func, operation, args, kwargs, out, before), sys._getframe(2))
-        return out
+                    return
+            elif all(map(looks_finite, execution.results())):
+                return
+        with self._verdicts.lock:
+            self._examine(execution, sys._getframe())
 
     def arrive(self, tensors: Iterable[Tensor], reached: str) -> None:
         """Confirm all that `tensors` come from; see `Verdicts.arrive`."""
         if self._values:
             self._verdicts.arrive(tensors, reached)
+
+    def read_by_python(self, tensor: Tensor) -> None:
+        """Note that Python or numpy reads a tensor's values."""
+        self._verdicts.read_by_python(tensor)
 
     def constant(self, execution: Execution, frame: FrameType) -> None:
         """Enter the output of an operation that makes values from Python numbers, if one is not finite."""
@@ -110,7 +120,7 @@ class Immediate:
         if not any(map(self._verdicts.of, read)) and all(result.state == State.FINITE for result in results):
             for result in results:
                 if result.overwritten:
-                    self._verdicts.strike_off(result.key)
+                    self._verdicts.strike_off(result.key, result.repaired)
             return
         stack = sources.look_at_stack(frame)
         if stack.printing:  # printing a tensor is not reading it
@@ -163,20 +173,23 @@ class Immediate:
 
     def _result(self, tensor: Tensor, written: bool) -> Operand:
         result = Operand(storage_key(tensor), reference_to(tensor), state_of(tensor), tensor)
+        result.floating = tensor.is_floating_point() or tensor.is_complex()
         if written:
             result.parameter = tensor.is_leaf and tensor.requires_grad
             result.overwritten = self._verdicts.of(tensor) is not None and rest_is_finite(tensor)
+            result.repaired = result.overwritten and not covers_storage(tensor)
         return result
 
     def _input(self, tensor: Tensor, before: Mapping[int, Tensor | State]) -> Operand:
         """Return an input as it was before the operation."""
         old = before.get(id(tensor), tensor)
+        floating = tensor.is_floating_point() or tensor.is_complex()
         if isinstance(old, State):
-            return Operand(storage_key(tensor), reference_to(tensor), old)
+            return Operand(storage_key(tensor), reference_to(tensor), old, floating=floating)
         known = self._verdicts.of(tensor) is not None or id(tensor) in self._loop.nonfinite_parameters
         # An optimizer writes in place, and all that it reads has been checked before.
-        state = State.FINITE if self._loop.updating and not known else state_of(old)
-        return Operand(storage_key(tensor), reference_to(tensor), state, old)
+        state = State.FINITE if self._loop.in_update and not known else state_of(old)
+        return Operand(storage_key(tensor), reference_to(tensor), state, old, floating=floating)
 
     def _call(
         self, execution: Execution, inputs: list[Operand], results: list[Operand], frame: FrameType, stack: Stack
@@ -184,11 +197,28 @@ class Immediate:
         def evidence(origin: str) -> Evidence:
             if stack.compiled:
                 self._report.note(COMPILED)
-            return _evidence(execution, results, origin)
+            return self._named(_evidence(execution, results, origin), execution)
+
+        def unexplained() -> bool:
+            if execution.operation.pointwise:
+                return newly_bad_elements(inputs, results)
+            out = without_bad_inputs(execution)
+            return out is not None and state_of(out) > State.FINITE
 
         numbers = worst_number(execution.args, execution.kwargs)
         context = self._contexts.of(execution.operation, numbers, frame, stack, stack.sources)
-        return Call(context, inputs, results, evidence)
+        return Call(context, inputs, results, evidence, unexplained)
+
+    def _named(self, evidence: Evidence, execution: Execution) -> Evidence:
+        """Return evidence whose inputs carry the names of parameters."""
+        names = dict(execution.operation.read(execution.args, execution.kwargs))
+        inputs = tuple(
+            replace(summary, parameter=self._contexts.parameter_name(names[summary.name]))
+            if summary.name in names
+            else summary
+            for summary in evidence.inputs
+        )
+        return evidence._replace(inputs=inputs)
 
 
 def _is_nan_still(tensor: Tensor, value: Value, written: set[int]) -> bool:
@@ -248,7 +278,7 @@ def _summary(name: str, tensor: Tensor, shape: torch.Size | None, indices: Tenso
     if shape is None or indices is None or not tensor.is_floating_point() or tensor.layout != torch.strided:
         return summary
     try:
-        offending = tensor.detach().expand(shape).flatten()[indices]
+        offending = at_indices(tensor, shape, indices)
     except RuntimeError:  # not element by element
         return summary
     return replace(summary, offending=tuple(map(float, offending)))

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
+
+
+class _Running(threading.local):
+    """The modules that are running in one thread: the innermost, and those around it."""
+
+    def __init__(self) -> None:
+        self.current: str | None = None
+        self.stack: list[str | None] = []
 
 
 class Modules:
@@ -19,16 +28,21 @@ class Modules:
 
     Args:
         on_output: called with a module's name and output after its forward.
+        on_enter: called in the thread in which a module is called outside any other.
     """
 
-    def __init__(self, on_output: Callable[[str, Any], None]) -> None:
-        self.current: str | None = None
+    def __init__(self, on_output: Callable[[str, Any], None], on_enter: Callable[[], None]) -> None:
         self.compiled = False
-        self._stack: list[str | None] = []
+        self._running = _Running()
         self._names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-        self._roots: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
         self._on_output = on_output
+        self._on_enter = on_enter
         self._handles: list[RemovableHandle] = []
+
+    @property
+    def current(self) -> str | None:
+        """The name of the innermost module that is running in this thread; None outside any."""
+        return self._running.current
 
     def start(self) -> None:
         """Set the hooks, for all modules."""
@@ -42,23 +56,35 @@ class Modules:
         for handle in self._handles:
             handle.remove()
 
+    def parameter_name(self, tensor: Tensor) -> str | None:
+        """Return the name of a parameter or buffer of a module that has been called, such as "Net.head.weight"."""
+        for module, name in list(self._names.items()):
+            for own in (module._parameters, module._buffers):
+                for key, value in own.items():
+                    if value is tensor:
+                        return f"{name}.{key}"
+        return None
+
     def _enter(self, module: nn.Module, args: Any) -> None:
-        if not self._stack and module not in self._roots:
-            self._name_all(module)
+        running = self._running
+        if not running.stack:
+            self._on_enter()
+            if module not in self._names:
+                self._name_all(module)
         name = self._names.get(module)
         if name is None:
-            name = self._names[module] = f"{self.current or 'module'}.{type(module).__name__}"
-        self._stack.append(self.current)
-        self.current = name
+            name = self._names[module] = f"{running.current or 'module'}.{type(module).__name__}"
+        running.stack.append(running.current)
+        running.current = name
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._stack:
+        running = self._running
+        if running.stack:
             if output is not None:
-                self._on_output(self.current or "", output)
-            self.current = self._stack.pop()
+                self._on_output(running.current or "", output)
+            running.current = running.stack.pop()
 
     def _name_all(self, root: nn.Module) -> None:
-        self._roots[root] = True
         if type(root).__name__ == "OptimizedModule":  # torch.compile's; its class is not imported, that takes seconds
             self.compiled = True
             self._names[root] = type(root).__name__

@@ -25,27 +25,39 @@ _INSPECTING = {
     *("le", "lt", "ne", "signbit"),
 }
 _MOVING = {"_to_copy", "cat", "clone", "contiguous", "copy_", "index_select", "neg", "stack"}
-# No rule in a schema says this; the list is from reading the operations' definitions.
-_DISCARDING = {
-    # choose among values
+# No rule in a schema says these; the lists are from reading the operations' definitions.
+_SELECTING = {
     *("aminmax", "amax", "amin", "argmax", "argmin", "argsort", "cummax", "cummin", "fmax", "fmin", "gather", "index"),
     *("index_put", "index_put_", "index_select", "kthvalue", "masked_fill", "masked_fill_", "masked_scatter"),
     *("masked_select", "max", "maximum", "median", "min", "minimum", "multinomial", "nanmedian", "nan_to_num"),
     *("nan_to_num_", "nansum", "scatter", "scatter_", "searchsorted", "sort", "take", "topk", "tril", "triu", "where"),
     *("max_pool2d_with_indices", "max_pool3d_with_indices", "bucketize", "count_nonzero", "nonzero", "embedding"),
-    # have a finite limit at infinity by design
+}
+# They have a finite limit at infinity by design.
+_SQUASHING = {
     *("atan", "clamp", "clamp_", "clamp_max", "clamp_max_", "clamp_min", "clamp_min_", "elu", "erf", "erfc", "exp"),
     *("exp2", "exp_", "expm1", "hardsigmoid", "hardtanh", "heaviside", "log_sigmoid_forward", "logaddexp", "relu"),
     *("logaddexp2", "logsumexp", "relu_", "sgn", "sigmoid", "sigmoid_", "sign", "softplus", "tanh", "tanh_"),
     *("threshold", "_log_softmax", "_safe_softmax", "_softmax", "bernoulli", "_scaled_dot_product_attention_math"),
     *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention"),
 }
+# Their output is a copy of chosen elements, often of the bad ones themselves, to count or to show them.
+_CHOOSING = {"gather", "index", "index_select", "masked_select", "take"}
+_DIVIDING = {"div", "div_", "reciprocal", "reciprocal_"}
+# They have poles, at which a finite argument gives an infinity.
+_POLES = {*_DIVIDING, "log", "log2", "log10", "log1p", "pow", "rsqrt", "tan", "log_", "pow_", "rsqrt_"}
+# They add up elements of their inputs, so an infinity in a mask spoils what was finite.
+_SUMMING = {
+    *("sum", "mean", "mm", "bmm", "addmm", "baddbmm", "dot", "mv", "addmv", "convolution", "var", "std", "var_mean"),
+    *("native_layer_norm", "native_batch_norm", "native_group_norm", "linalg_vector_norm", "norm", "prod"),
+}
 # They pad with zeros, so their outputs hold the inputs' values and nothing new.
 _SHAPE_ONLY = {"select_backward", "slice_backward"}
 # Their further outputs are saved for the backward: statistics, indices, workspaces.
 _PRIVATE = ("_", "native_", "cudnn_", "miopen_", "mkldnn_")
 _NUMBERS = {"Tensor", "number", "float", "Optional[number]", "Optional[float]"}
-_WITHOUT_VALUES = {"profiler", "prim", "c10d", "_c10d_functional"}
+_COLLECTIVE = {"c10d", "_c10d_functional"}
+_WITHOUT_VALUES = {"profiler", "prim", *_COLLECTIVE}
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,14 @@ class Operation:
         creates: whether it makes values from no tensor's values (`full`, `rand_like`).
         pointwise: whether each output element depends only on the input elements at the same index.
         moves: whether its output holds its inputs' elements, only elsewhere.
+        chooses: whether its output is a copy of chosen elements.
+        divides: whether an infinite argument can give 0 as a divisor does.
+        pole: whether it has poles.
+        sums: whether it adds up elements of an input.
+        composite: whether it is made of other operations, into which autograd takes it apart before it gets here.
+        allocates: whether it returns memory with nothing written into it.
+        collective: whether it brings in values from other processes.
+        squashes: whether it has a finite limit at infinity by design.
         discards: whether code uses it to get rid of infinities (masks, `where`, softmax, squashing functions), so that
             an infinity which disappears in it is not a failure. In 1 / infinity = 0 it is.
         written: names of the arguments that it writes.
@@ -82,6 +102,14 @@ class Operation:
     creates: bool = False
     pointwise: bool = False
     moves: bool = False
+    chooses: bool = False
+    divides: bool = False
+    pole: bool = False
+    sums: bool = False
+    composite: bool = False
+    allocates: bool = False
+    collective: bool = False
+    squashes: bool = False
     discards: bool = False
     written: tuple[str, ...] = ()
     updated: tuple[str, ...] = ()
@@ -93,6 +121,11 @@ class Operation:
     plain: bool = False
     numbers: frozenset[str] = frozenset()
     positions: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def notable(self) -> bool:
+        """Whether it brings in values though no tensor's values enter it."""
+        return self.creates or self.allocates or self.collective
 
     def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the argument of that name, or None where it was left out."""
@@ -135,7 +168,8 @@ class Execution(NamedTuple):
         operation: what is known of it.
         args, kwargs: what it was called with.
         out: what it returned.
-        before: by id, copies of the tensors that it overwrote, or only their state where they were large.
+        before: what the checks kept from before it ran: by id, copies of the tensors that it overwrote, or only their
+            state where they were large.
     """
 
     func: Any
@@ -143,7 +177,7 @@ class Execution(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     out: Any
-    before: Mapping[int, Tensor | State]
+    before: Mapping[int, Any]
 
     def results(self) -> list[Tensor]:
         """Return the outputs, and the arguments that it wrote without returning them."""
@@ -177,7 +211,15 @@ def describe(func: Any) -> Operation:
         creates=creates and short not in _UNINITIALISED,
         pointwise=torch.Tag.pointwise in func.tags,
         moves=short in _MOVING,
-        discards=short in _DISCARDING,
+        chooses=short in _CHOOSING,
+        divides=short in _DIVIDING,
+        pole=short in _POLES,
+        sums=short in _SUMMING,
+        composite=namespace == "aten" and _is_composite(schema),
+        allocates=short in _UNINITIALISED and short.startswith(("empty", "new_empty")),
+        collective=namespace in _COLLECTIVE,
+        squashes=short in _SQUASHING,
+        discards=short in _SELECTING or short in _SQUASHING,
         written=written,
         updated=() if short in _OVERWRITING else updated,
         private=not written and short.startswith(_PRIVATE) and not short.startswith("_foreach_"),
@@ -189,6 +231,11 @@ def describe(func: Any) -> Operation:
         numbers=frozenset(_names(arguments, lambda argument: str(argument.type).rstrip("?") in _NUMBERS)),
         positions={argument.name: i for i, argument in enumerate(arguments) if not argument.kwarg_only},
     )
+
+
+def _is_composite(schema: Any) -> bool:
+    name = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
+    return torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
 
 
 def _names(arguments: Sequence[Any], chosen: Callable[[Any], bool]) -> tuple[str, ...]:

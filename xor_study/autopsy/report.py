@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ COMPILED = (
     "code under torch.compile ran uncompiled while it was watched: effects of its fused kernels alone (their rounding, "
     "their order of operations) were not seen"
 )
+
+
+_TRAINING = {"loss", "gradient", "parameter", "error"}
 
 
 @dataclass
@@ -34,15 +38,18 @@ class Event:
         stack: the user's lines that led to it, innermost first; empty with batched checks.
         step: counted from 1; step k ends with the k-th optimizer step.
         kind: "overflow" (finite in float64), "infinite" (in float64 too), "NaN", or "unknown".
-        origin: "operation"; or, for values that were not finite when first seen, "outside", and "constant" for those
-            that the code itself asked for, such as a mask's -inf.
+        origin: "operation"; or "constant" for values that the code itself put in, such as a mask's -inf, and "spread"
+            for a sum that took them in; or, for values that were not finite when first read, "received" (from another
+            process), "uninitialised" (memory that nothing has been seen to write) or "outside".
+        origin_operation, origin_source: what brought in or allocated a value of the last three origins, and its line.
         inputs: what went in.
         outputs: the first output that is not finite.
-        reached: what the value reached: "loss", "gradient", "parameter", "Python number", "swallowed" (as in
-            x / infinity = 0) or "unread".
+        reached: what the value reached: "loss", "gradient", "parameter", "error" (the exception that ended the block),
+            "Python number", "swallowed" (as in x / infinity = 0) or "unread".
         path: the first operations, each on another line, that passed the value on.
         count: the number of times that the same operation on the same line was at fault.
         order: the number of its candidate, by which events of one step are sorted.
+        cause: of a number that is not finite in an optimizer's step, whose it is, such as "lr of SGD's group 0 is nan".
     """
 
     operation: str
@@ -60,6 +67,14 @@ class Event:
     path: list[tuple[str, Source | None]] = field(default_factory=list)
     count: int = 1
     order: int = 0
+    origin_operation: str | None = None
+    origin_source: Source | None = None
+    cause: str = ""
+
+    @property
+    def severity(self) -> int:
+        """0 for what reached the training itself, 1 for what Python read, 2 for the rest."""
+        return 0 if _TRAINING & set(self.reached) else 1 if "Python number" in self.reached else 2
 
     @property
     def filename(self) -> str | None:
@@ -159,7 +174,9 @@ class Report:
     """What an autopsy has found so far; complete after the `with` block.
 
     Attributes:
-        events: in the order in which their operations ran.
+        events: what reached the loss, a gradient, a parameter or an error first, then what Python read, then the rest;
+            among these in the order in which their operations ran.
+        unresolved: if an exception ended the block, values that were not finite and that nothing had read by then.
         handled: overflows of a scaled loss's gradient that GradScaler caught by skipping the step; not events.
         near_misses: if `near_misses` was set.
         history: the last steps, the oldest first.
@@ -173,6 +190,7 @@ class Report:
 
     def __init__(self, keep: int) -> None:
         self.events: list[Event] = []
+        self.unresolved: list[Event] = []
         self.handled: list[Event] = []
         self.near_misses: list[NearMiss] = []
         self.history: deque[StepSummary] = deque(maxlen=keep)
@@ -183,8 +201,50 @@ class Report:
 
     @property
     def first(self) -> Event | None:
-        """The earliest event, or None."""
+        """The earliest of the most severe events, or None."""
         return self.events[0] if self.events else None
+
+    def enter(self, event: Event) -> None:
+        """Add an event at its place."""
+        self.events.append(event)
+        self.rank()
+
+    def rank(self) -> None:
+        """Put the events in order. Candidates are not confirmed in the order in which they arise."""
+        self.events.sort(key=lambda event: (event.severity, event.step, event.order))
+
+    def find(
+        self,
+        *,
+        module: str | None = None,
+        file: str | None = None,
+        phase: str | None = None,
+        reached: str | None = None,
+    ) -> list[Event]:
+        """Return the events that fit all that is given.
+
+        Args:
+            module: a module's name or a pattern for it, such as "Net.layers.*"; modules within it fit, too.
+            file: the end of the culprit line's file name, or a pattern for it.
+            phase: as in `Event`.
+            reached: as in `Event`.
+
+        Example:
+            >>> import torch
+            >>> from xor_study.autopsy import autopsy
+            >>> with autopsy() as report:
+            ...     torch.log(torch.zeros(1, requires_grad=True)).sum().backward()
+            >>> [event.operation for event in report.find(phase="forward")], report.find(phase="optimizer")
+            (['aten.log.default'], [])
+        """
+        return [
+            event
+            for event in self.events
+            if (module is None or fnmatchcase(event.module or "", module) or _within(event.module, module))
+            and (file is None or fnmatchcase(event.filename or "", f"*{file}"))
+            and phase in (None, event.phase)
+            and (reached is None or reached in event.reached)
+        ]
 
     @contextmanager
     def allow(self) -> Iterator[None]:
@@ -227,12 +287,17 @@ class Report:
         """Return plain values, for JSON (not finite numbers included)."""
         return {
             "events": [event.as_dict() for event in self.events],
+            "unresolved": [event.as_dict() for event in self.unresolved],
             "handled": [event.as_dict() for event in self.handled],
             "near_misses": [dataclasses.asdict(miss) for miss in self.near_misses],
             "history": [dataclasses.asdict(summary) for summary in self.history],
             "notes": self.notes,
             "operations": self.operations,
         }
+
+
+def _within(name: str | None, module: str) -> bool:
+    return name is not None and name.startswith(f"{module}.")
 
 
 def _order(value: float) -> float:
@@ -248,11 +313,16 @@ def _did(event: Event) -> str:
     if not all(summary.exact for summary in event.outputs):
         return "made NaN" if nan else "made infinities"
     values = _values(event, nan)
-    if event.origin == "outside":
-        return f"is the first to read values that came in from outside and were not finite; it gave {values}"
-    if event.origin == "constant":
-        return f"put in {values}, as the code asks"
-    return f"made {values}"
+    return _ORIGINS.get(event.origin, "made {}").format(values)
+
+
+_ORIGINS = {
+    "outside": "is the first to read values that came in from outside and were not finite; it gave {}",
+    "received": "is the first to read values that came from another process and were not finite; it gave {}",
+    "uninitialised": "is the first to read memory that nothing has been seen to write; it gave {}",
+    "constant": "put in {}, as the code asks",
+    "spread": "summed over infinities that the code had put in, and gave {}",
+}
 
 
 def _values(event: Event, nan: int) -> str:
@@ -293,6 +363,9 @@ def _story(report: Report) -> list[str]:
         lines = [f"Nothing went wrong in {report.operations} operations."]
     else:
         lines = [*_event_story(report.first), *_surroundings(report, report.first)]
+    if report.unresolved:
+        lines.append("An exception ended the block while values were not finite that nothing had read yet:")
+        lines += [f"  {event}" for event in report.unresolved]
     if report.handled:
         overflows = _count(len(report.handled), "overflow")
         lines.append(f"GradScaler handled {overflows} of the scaled loss (not events), such as")
@@ -327,12 +400,22 @@ def _event_story(event: Event) -> Iterator[str]:
     yield from _titled("Outputs:", event.outputs)
     if event.origin == "operation" and event.kind in _REASONS:
         yield _REASONS[event.kind]
+    if event.cause:
+        yield f"{event.cause}."
+    if event.origin_operation:
+        verb = "came with" if event.origin == "received" else "was allocated by"
+        yield f"What it read {verb} {event.origin_operation}:"
+        yield from _source_lines(event.origin_source)
     steps = [f"{name}  {source}: {source.code}" if source else name for name, source in event.path]
     yield from _titled("The value went on through:", steps)
-    reached = [f"a {what}" for what in event.reached if what not in _ENDS]
+    reached = [_article(what) for what in event.reached if what not in _ENDS]
     if reached:
         yield f"It reached {', '.join(reached)}."
     yield from (_ENDS[what] for what in event.reached if what in _ENDS)
+
+
+def _article(noun: str) -> str:
+    return "the error that ended the block" if noun == "error" else f"a {noun}"
 
 
 def _titled(title: str, items: Sequence[object]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -12,8 +14,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from xor_study.autopsy.finiteness import tensors_in
+from xor_study.autopsy.finiteness import has_numbers, numbers_in, plain_tensors, tensors_in
 from xor_study.autopsy.modules import Modules
+from xor_study.autopsy.patches import noticing_reads, watching_threads
 from xor_study.autopsy.report import COMPILED, Report, StepSummary
 from xor_study.autopsy.watch import Watch
 
@@ -34,8 +37,10 @@ def autopsy(
     several): step k ends with the k-th call. A step that GradScaler skips counts too. Without such an optimizer
     everything belongs to step 1.
 
-    Threads other than autograd's are not watched, nor is what numpy does to a tensor's memory. Code under
-    torch.compile runs uncompiled in the block.
+    Threads that are started in the block are watched, too; those that ran before it are not, nor is what numpy does to
+    a tensor's memory. Code under torch.compile runs uncompiled in the block. If an exception ends the block, it may
+    have come before the repair of a value: what nothing has read by then is in `report.unresolved`, not an event.
+    An error of the autopsy itself never ends the program; it is noted in the report.
 
     Args:
         on_event: "continue", or "raise" to raise `NonFiniteError` as soon as an event is confirmed.
@@ -83,9 +88,8 @@ def autopsy(
     with session.hooks(), session.watch:
         try:
             yield session.report
-        except BaseException:
-            session.watch.stop_raising()
-            session.finish()
+        except BaseException as error:
+            session.finish(error)
             raise
         session.finish()
 
@@ -112,7 +116,7 @@ class _Session:
         repeat: Callable[[], Any] | None,
     ) -> None:
         self.report = report
-        self._modules = Modules(self._measure)
+        self._modules = Modules(self._measure, self._see_thread)
         self.watch = Watch(
             report,
             self._modules,
@@ -132,32 +136,61 @@ class _Session:
         self._measured: Tensor | None = None
         self._steps: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self._skipped = 0
+        self._closure = False
         self._random = _random_state() if self._repeat else None
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
         """Set all hooks, and remove them at the end of the block."""
         handles = [
-            register_optimizer_step_pre_hook(self._before_update),
-            register_optimizer_step_post_hook(self._after_update),
+            register_optimizer_step_pre_hook(self._guarded(self._before_update)),
+            register_optimizer_step_post_hook(self._guarded(self._after_update)),
         ]
         self._modules.start()
         try:
-            yield
+            with watching_threads(self.watch), noticing_reads(self.watch.read_by_python):
+                yield
         finally:
+            self.watch.end()
             self._modules.stop()
             for handle in handles:
                 handle.remove()
 
-    def finish(self) -> None:
-        """Complete the report."""
+    def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """Return a hook whose own errors are noted, not raised."""
+
+        def guarded(*args: Any) -> None:
+            try:
+                hook(*args)
+            except Exception as error:
+                self.watch.fail(error)
+
+        return guarded
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Complete the report.
+
+        Args:
+            error: the exception that ends the block.
+        """
+        self._guarded(self._finish)(error)
+
+    def _finish(self, error: BaseException | None) -> None:
         if self._modules.compiled:
             self.report.note(COMPILED)
         if self._loss is not None or self._bounds:
             self._end_step(self._summary.step)
+        if error is not None:
+            self.watch.finish_after(error)
         self.watch.flush()  # events of the last records, which the repetition explains
         self._repeat_step()
-        self.watch.finish()
+        if error is None:
+            self.watch.finish()
+
+    def _see_thread(self) -> None:
+        """Note a thread whose operations are not seen, because it was started before the block."""
+        if torch._C._len_torch_dispatch_stack() == 0:
+            self.report.note(f"the thread {threading.current_thread().name!r} ran before the block: it was not watched")
 
     def _see_loss(self, loss: Tensor) -> None:
         self._loss = loss.detach()
@@ -168,24 +201,32 @@ class _Session:
             for tensor in tensors_in(output):
                 if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # has no values inside vmap or grad
                     continue
-                dense = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_nested
-                if tensor is not self._measured and dense and tensor.is_floating_point() and tensor.numel():
+                if tensor is not self._measured and has_numbers(tensor):
                     self._measured = tensor
                     self._bounds.append((name, *torch.aminmax(tensor)))
 
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
-            self._norm = _norm(gradients)
-        self.watch.check_gradients(gradients)
+        parameters = list(_parameters(optimizer))
+        # A closure makes the gradients only in the step.
+        self._closure = (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None
+        if not self._closure:
+            self._see_gradients(optimizer)
         # The step is repeated while the parameters are still those that it used.
         self._repeat_step()
+        self.watch.note_numbers(_bad_numbers(optimizer))
         # A parameter that is not finite before the first update was so from the start; the optimizer didn't do it.
         self.watch.begin_update([] if optimizer in self._steps else parameters)
 
+    def _see_gradients(self, optimizer: Optimizer) -> None:
+        gradients = [plain for p in _parameters(optimizer) if p.grad is not None for plain in plain_tensors(p.grad)]
+        with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
+            self._norm = _norm(gradients)
+        self.watch.check_gradients(gradients)
+
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.watch.end_update()
+        if self._closure:
+            self._see_gradients(optimizer)
         self._steps[optimizer] = self._steps.get(optimizer, 0) + 1
         self._count()
         self.watch.sweep()
@@ -209,7 +250,8 @@ class _Session:
         """Enter the step's summary into the report and begin the next one."""
         summary = self._summary
         with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
-            summary.loss = float(self._loss) if self._loss is not None else None
+            losses = [loss for loss in plain_tensors(self._loss) if has_numbers(loss)] if self._loss is not None else []
+            summary.loss = float(losses[0]) if losses else None
             summary.gradient_norm = float(self._norm) if self._norm is not None else None
             summary.largest = _largest(self._bounds)
         self.report.history.append(summary)
@@ -239,9 +281,29 @@ class _Session:
         self.report.events[:] = exact.events
 
 
+def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def _bad_numbers(optimizer: Optimizer) -> str:
+    """Return which of an optimizer's numbers, such as its learning rate, are not finite, in words."""
+    found = [
+        f"{name} of {type(optimizer).__name__}'s parameter group {index} is {number}"
+        for index, group in enumerate(optimizer.param_groups)
+        for name, value in group.items()
+        if name != "params"
+        for number in numbers_in(value)
+        if not math.isfinite(abs(number))
+    ]
+    if found and hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        found.append("a scheduler of torch.optim.lr_scheduler sets its rates")
+    return "; ".join(found)
+
+
 def _norm(gradients: list[Tensor]) -> Tensor | None:
     """Return the norm over all gradients, of shape (), or None if none is dense."""
-    dense = [gradient for gradient in gradients if gradient.layout == torch.strided]
+    dense = [gradient for gradient in gradients if has_numbers(gradient)]
     norms = [norm.float() for norm in torch._foreach_norm(dense)] if dense else []
     return torch.stack([norm.to(norms[0].device) for norm in norms]).norm() if norms else None
 

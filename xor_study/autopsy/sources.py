@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -14,14 +15,20 @@ from typing import NamedTuple
 
 import torch
 
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
-_STANDARD = Path(linecache.__file__).parent
-# What runs a notebook's cells or a script stands below every line of the user's, and tells nothing.
-_RUNNERS = (str(_STANDARD / "asyncio"), str(_STANDARD / "runpy.py"))
-_INSTALLED_RUNNERS = re.compile(r"(site|dist)-packages[/\\](IPython|ipykernel|tornado)[/\\]")
+# With the separator: torchvision's folder begins with torch's name, too.
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_HERE = f"{Path(__file__).parent}{os.sep}"
+_STANDARD = f"{Path(linecache.__file__).parent}{os.sep}"
+_INSTALLED = re.compile(r"[/\\](site|dist)-packages[/\\]")
+# What runs a notebook's cells stands below every line of the user's, and tells nothing.
+_RUNNERS = re.compile(r"[/\\](site|dist)-packages[/\\](IPython|ipykernel|tornado|_pytest|pluggy)[/\\]")
 _CELL = re.compile(r"<ipython-input-(\d+)-|[/\\]ipykernel_\d+[/\\]\d+\.py$")
-_USER, _LIBRARY, _SCALER, _UPDATE, _PRINTING, _GRAPH, _ROOT, _FUNCTION, _COMPILER = range(9)
+_DECORATORS = {"wrapper", "wrapped", "inner", "wrapped_func", "wrapper_func", "decorated", "decorate"}
+_OWN, _PACKAGE, _LIBRARY, _SCALER, _UPDATE, _PRINTING, _GRAPH, _ROOT, _FUNCTION, _COMPILER, _OPTIMIZER = range(11)
+_USERS = (_OWN, _PACKAGE)
+"""Kinds of files whose lines can be named: the user's own, and those of an installed package other than torch."""
+_SHOWN, _SHOWN_OF_PACKAGES = 8, 4
+"""Lines of a stack in a report: in all, and above the user's own innermost one."""
 _SPECIAL = {
     "amp/grad_scaler.py": _SCALER,
     "nn/utils/clip_grad.py": _UPDATE,
@@ -74,29 +81,36 @@ class Site(NamedTuple):
     """The call of an operation: cheap to take, resolved to a `Source` only when asked for.
 
     Attributes:
-        code: the code object of the user's frame.
+        code: the code object of the frame that is named.
         instruction: offset of its current instruction, in bytes.
         module: name of the innermost running `torch.nn.Module`, or None.
         allowed: whether the call is in a block that the user exempted.
+        own: the user's own call (code and instruction) that led into an installed package; None where `code` is the
+            user's own.
     """
 
     code: CodeType
     instruction: int
     module: str | None
     allowed: bool
+    own: tuple[CodeType, int] | None
 
     def source(self) -> Source:
         """Return the line, with its text as `linecache` finds it."""
         return _source(self.code, self.instruction)
+
+    def own_source(self) -> Source | None:
+        """Return the user's own line that led into an installed package, if it did."""
+        return _source(*self.own) if self.own else None
 
 
 class Stack(NamedTuple):
     """What the whole stack says; it is walked only if something is not finite.
 
     Attributes:
-        sources: the user's lines, innermost first.
+        sources: lines of the user's own and of installed packages, innermost first.
         scaler: whether it passes through GradScaler.
-        update: whether it passes through an optimizer's update or the clipping of gradients.
+        update: whether it passes through an optimizer's update or the clipping of gradients, above all user's lines.
         printing: whether it passes through the printing of a tensor.
         compiled: whether it passes through code under torch.compile.
     """
@@ -109,7 +123,7 @@ class Stack(NamedTuple):
 
 
 def kind_of(filename: str) -> int:
-    """Return what a file is: the user's, torch's, or one of torch's in `_SPECIAL`."""
+    """Return what a file is: the user's own, an installed package's, torch's, or one of torch's in `_SPECIAL`."""
     kind = _kinds.get(filename)
     if kind is None:
         kind = _kinds[filename] = _new_kind(filename)
@@ -118,13 +132,17 @@ def kind_of(filename: str) -> int:
 
 def _new_kind(filename: str) -> int:
     if filename.startswith(_TORCH):
-        return _SPECIAL.get(filename[len(_TORCH) + 1 :], _LIBRARY)
-    internal = filename.startswith((_HERE, "<frozen", *_RUNNERS)) or filename == "<string>"
-    return _LIBRARY if internal or _INSTALLED_RUNNERS.search(filename) else _USER
+        name = filename[len(_TORCH) :].replace(os.sep, "/")
+        return _SPECIAL.get(name, _OPTIMIZER if name.startswith("optim/") else _LIBRARY)
+    if filename.startswith((_HERE, "<frozen")) or filename == "<string>" or _RUNNERS.search(filename):
+        return _LIBRARY
+    if _INSTALLED.search(filename):
+        return _PACKAGE
+    return _LIBRARY if filename.startswith(_STANDARD) else _OWN
 
 
 def user_frame(frame: FrameType | None) -> FrameType | None:
-    """Return the innermost frame of the user's code, or None where autograd's engine (C++) was the caller."""
+    """Return the innermost frame outside torch, or None where autograd's engine (C++) was the caller."""
     kinds = _kinds
     while frame is not None:
         code = frame.f_code
@@ -132,13 +150,21 @@ def user_frame(frame: FrameType | None) -> FrameType | None:
         kind = kinds.get(filename)
         if kind is None:
             kind = kind_of(filename)
-        if kind == _USER:
+        if kind <= _PACKAGE:
             return frame
         # Below it are the lines that called `backward`: they did not call this operation, the engine did.
         if kind == _GRAPH and code.co_name == "_engine_run_backward":
             return None
         frame = frame.f_back
     return None
+
+
+def own_call(frame: FrameType) -> tuple[CodeType, int] | None:
+    """Return the user's own innermost call below an installed package's frame; None if `frame` is the user's own."""
+    if kind_of(frame.f_code.co_filename) == _OWN:
+        return None
+    below = _outer_frame(frame, (_OWN,))
+    return (below.f_code, below.f_lasti) if below else None
 
 
 def applying_frame(frame: FrameType | None) -> FrameType | None:
@@ -151,30 +177,45 @@ def applying_frame(frame: FrameType | None) -> FrameType | None:
 
 
 def outer_user_frame(frame: FrameType | None) -> FrameType | None:
-    """Return the innermost frame of the user's code below the engine: the one that called `backward`."""
-    while frame is not None and kind_of(frame.f_code.co_filename) != _USER:
+    """Return the innermost frame outside torch below the engine: the one that called `backward`."""
+    return _outer_frame(frame, _USERS)
+
+
+def _outer_frame(frame: FrameType | None, kinds: tuple[int, ...]) -> FrameType | None:
+    while frame is not None and kind_of(frame.f_code.co_filename) not in kinds:
         frame = frame.f_back
     return frame
 
 
 def look_at_stack(frame: FrameType | None) -> Stack:
     """Return the user's lines, innermost first, and through which special files of torch the stack passes."""
-    sources, seen, names = [], set(), set()
+    sources: list[Source] = []
+    seen, names = set(), set()
+    update = owned = False
+    packages = 0
     while frame is not None:
         kind = kind_of(frame.f_code.co_filename)
         seen.add(kind)
-        if kind == _USER:
+        if kind == _OWN:
+            owned = True
             sources.append(_source(frame.f_code, frame.f_lasti))
+        elif kind == _PACKAGE:
+            # A decorator's frame tells nothing, and the package's outer frames less than the user's own.
+            if not sources or (packages < _SHOWN_OF_PACKAGES and frame.f_code.co_name not in _DECORATORS):
+                sources.append(_source(frame.f_code, frame.f_lasti))
+                packages += 1
         elif kind == _COMPILER:
             names.add(frame.f_code.co_name)
+        elif kind in (_UPDATE, _OPTIMIZER):
+            update |= not sources  # below a line of a closure it has called the closure
         # Eight lines are enough for a report, and a deep recursion would make each look slow.
-        if kind in (_USER, _GRAPH) and len(sources) >= 8:
+        if owned and kind in (*_USERS, _GRAPH) and len(sources) >= _SHOWN:
             break
         frame = frame.f_back
     return Stack(
         tuple(sources),
         scaler=_SCALER in seen,
-        update=_UPDATE in seen,
+        update=update,
         printing=_PRINTING in seen,
         compiled="compile_wrapper" in names,
     )

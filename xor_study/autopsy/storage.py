@@ -1,8 +1,8 @@
-"""Storages: what identifies one, and copies of tensors from before they are overwritten."""
+"""Storages: what identifies one, where its values came from, and copies of tensors that will be overwritten."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, UntypedStorage
@@ -10,9 +10,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from xor_study.autopsy.finiteness import State, state_of, tensors_in
 from xor_study.autopsy.operations import Operation
+from xor_study.autopsy.sources import Source
 
 _COPIED = 2**16
 """Elements of the largest tensor that is copied before an operation overwrites it."""
+
+_MOST_ORIGINS = 1000
 
 
 def storage_key(tensor: Tensor) -> int | None:
@@ -59,3 +62,44 @@ def copies(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) 
                 small = tensor.numel() <= _COPIED and tensor.layout == torch.strided and not tensor.is_meta
                 old[id(tensor)] = tensor.clone() if small else state_of(tensor)
     return old
+
+
+class Origin(NamedTuple):
+    """Where the values of a storage came from, if no operation computed them.
+
+    Attributes:
+        name: as in `Event.origin`: "uninitialised" or "received".
+        operation: what allocated or filled it, such as "aten.empty.memory_format".
+        source: the line of that.
+        reference: keeps the storage's key from being used again.
+    """
+
+    name: str
+    operation: str
+    source: Source | None
+    reference: StorageWeakRef | None
+
+
+class Origins:
+    """The storages that were allocated without being filled, or filled by another process."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Origin] = {}
+
+    def note(self, tensor: Tensor, name: str, operation: str, source: Source | None) -> None:
+        """Note where a tensor's values come from."""
+        key = storage_key(tensor)
+        if key is not None:
+            self._known.pop(key, None)
+            self._known[key] = Origin(name, operation, source, reference_to(tensor))
+            if len(self._known) > _MOST_ORIGINS:
+                del self._known[next(iter(self._known))]
+
+    def forget(self, tensor: Tensor) -> None:
+        """Forget what is known of a tensor that an operation has written."""
+        if self._known and (key := storage_key(tensor)) is not None:
+            self._known.pop(key, None)
+
+    def of(self, key: int | None) -> Origin | None:
+        """Return what is known of a storage."""
+        return self._known.get(key) if key is not None else None

@@ -9,6 +9,7 @@ infinity on.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -19,11 +20,15 @@ from xor_study.autopsy.events import Call, Operand
 from xor_study.autopsy.finiteness import State, overlap, swallowed
 from xor_study.autopsy.report import Event, NonFiniteError, Report
 from xor_study.autopsy.sources import Source
-from xor_study.autopsy.storage import storage_key
+from xor_study.autopsy.storage import Origins, storage_key
 
 _PATH = 6
 """Operations on an event's path."""
 
+OUTSIDE = ("outside", "received", "uninitialised")
+"""Origins of values that were not finite when an operation first read them."""
+
+_UNRESOLVED = 5
 _EVENTS = 100
 """Events in a report; what follows is counted only where the same line already has one."""
 
@@ -37,6 +42,7 @@ class Candidate:
         event: what the report says of it once it is confirmed.
         state: the worst state of its outputs.
         scaled: whether it overflowed in the backward of a loss scaled by GradScaler.
+        pole: whether it is an operation that has poles.
         settled: whether it has been confirmed, or handled by GradScaler.
         lines: those that its path has, and its own.
     """
@@ -45,6 +51,7 @@ class Candidate:
     event: Event
     state: State
     scaled: bool
+    pole: bool = False
     settled: bool = False
     lines: set[Source | None] = field(default_factory=set)
 
@@ -97,6 +104,8 @@ class Verdicts:
     def __init__(self, report: Report, raising: bool) -> None:
         self.report = report
         self.values: dict[int, Value] = {}
+        self.origins = Origins()
+        self.lock = threading.RLock()
         self.raising = raising
         self._news = False
         self._count = 0
@@ -131,10 +140,13 @@ class Verdicts:
             event = call.event("operation")
             scaled = call.context.scaled and event.kind == "overflow"
             candidate = self._enter(event, call.worst, scaled)
+            candidate.pole = call.operation.pole
             # A mask's -inf is not to blame for what an operation makes of it.
             taint = {earlier for earlier in taint if earlier.real} | {candidate}
         elif self._is_constant(call, taint):
             taint.add(self._enter(call.event("constant"), call.worst))
+        elif self._spreads(call, taint):
+            taint = {self._enter(call.event("spread"), call.worst)}
         else:
             self._carry(taint, call)
         self._hand_on(call, taint, carried and not makes)
@@ -156,14 +168,21 @@ class Verdicts:
         given = call.context.numbers > State.FINITE and not call.context.allowed
         return given and not any(candidate.real for candidate in taint)
 
+    def _spreads(self, call: Call, taint: set[Candidate]) -> bool:
+        """Return whether a sum takes in the infinities of a mask alone, so that the mask is not to blame."""
+        usual = call.context.allowed or call.context.engine or not call.operation.sums
+        masked = bool(taint) and all(candidate.event.origin == "constant" for candidate in taint)
+        return masked and not usual and call.worst > State.FINITE
+
     def _hand_on(self, call: Call, taint: set[Candidate], carried: bool) -> None:
         """Register the results that are not finite as coming from `taint`."""
         for index, result in enumerate(call.results):
             # First forget what was overwritten: registering adds to what is known of the storage.
             if result.overwritten:
-                self.strike_off(result.key)
+                self.strike_off(result.key, result.repaired)
             if result.state > State.FINITE and taint:
-                private = call.operation.private and index > 0
+                # A copy of chosen elements is often made to look at the bad ones; that nothing reads it says nothing.
+                private = (call.operation.private and index > 0) or call.operation.chooses
                 value = self._register(result, taint, made=True, carried=carried, private=private)
                 if result.parameter:
                     self.reach(value, "parameter")
@@ -181,7 +200,12 @@ class Verdicts:
     def _known_value(self, operand: Operand, call: Call) -> Value:
         """Return what is known of an input that is not finite; if nothing is, it came in from outside."""
         value = self._of_key(operand.key)
-        return value or self._register(operand, {self._enter(call.event("outside"), operand.state)}, made=False)
+        if value is not None:
+            return value
+        origin = self.origins.of(operand.key)
+        event = call.event(origin.name if origin else "outside")
+        event.origin_source, event.origin_operation = (origin.source, origin.operation) if origin else (None, None)
+        return self._register(operand, {self._enter(event, operand.state)}, made=False)
 
     def _read(self, operand: Operand, value: Value, call: Call) -> set[Candidate]:
         """Note that a call reads a value; return what the value hands on to the call's results."""
@@ -191,7 +215,8 @@ class Verdicts:
             self.reach(value, "gradient", hold_scaled=True)
         value.read = True
         exempt = operation.discards or context.allowed or context.engine
-        if value.carried and not exempt and _swallows(operand, call):
+        carried = value.carried or (call.operation.divides and any(c.pole for c in value.real))
+        if carried and not exempt and _swallows(operand, call):
             self._carry(value.real, call)
             self.reach(value, "swallowed", only_real=True)
         if operation.short == "_local_scalar_dense" and (value.made or value.real):
@@ -225,12 +250,23 @@ class Verdicts:
             value.references.append(operand.reference)
             self.values[operand.key] = value
 
-    def strike_off(self, key: int | None) -> None:
-        """Forget a storage that has been overwritten."""
+    def strike_off(self, key: int | None, repaired: bool = False) -> None:
+        """Forget a storage that has been overwritten.
+
+        Args:
+            key: of the storage.
+            repaired: whether only its bad elements were: code that does so has found them.
+        """
         value = self.values.pop(key, None) if key is not None else None
-        # Overwritten before anything read it: as good as dropped.
-        if value and not value.read:
+        # Overwritten as a whole before anything read it: as good as dropped.
+        if value and not value.read and not repaired:
             self._unread(value)
+
+    def read_by_python(self, tensor: Tensor) -> None:
+        """Note that Python or numpy has read a tensor's values."""
+        value = self.of(tensor)
+        if value is not None:
+            value.read = True
 
     def arrive(self, tensors: Iterable[Tensor], reached: str) -> None:
         """Confirm all that `tensors` come from: they are a loss or gradients.
@@ -269,6 +305,7 @@ class Verdicts:
         event = candidate.event
         if reached not in event.reached:
             event.reached.append(reached)
+            self.report.rank()
         if candidate.settled:
             return
         candidate.settled = True
@@ -278,9 +315,7 @@ class Verdicts:
             same.count += 1
         elif len(self.report.events) < _EVENTS:
             event.order = candidate.order
-            self.report.events.append(event)
-            # Candidates are not confirmed in the order in which they arise.
-            self.report.events.sort(key=lambda entered: (entered.step, entered.order))
+            self.report.enter(event)
             self._news = True
 
     def _carry(self, taint: Iterable[Candidate], call: Call) -> None:
@@ -290,6 +325,13 @@ class Verdicts:
             if len(path) < _PATH and (source := call.context.line) not in candidate.lines:
                 candidate.lines.add(source)
                 path.append((call.operation.name, source))
+
+    def end_by_error(self) -> None:
+        """Decide what can be decided when an exception ends the block: it may have come before a repair."""
+        self.sweep()
+        living = {candidate for value in self.values.values() if not value.read for candidate in value.taint}
+        unsettled = [candidate.event for candidate in self._pending if candidate.real and candidate in living]
+        self.report.unresolved += unsettled[:_UNRESOLVED]
 
     def sweep(self, final: bool = False) -> None:
         """Confirm what was dropped without being read; at the end also what remains unread."""
@@ -318,7 +360,7 @@ class Verdicts:
         if value.private or not value.made:
             return
         # Infinite data that nothing reads is usual (padding); NaN is not.
-        outside = [c for c in value.taint if c.event.origin == "outside" and c.state == State.NAN]
+        outside = [c for c in value.taint if c.event.origin in OUTSIDE and c.state == State.NAN]
         for candidate in value.real or outside:
             if final or not candidate.scaled:  # GradScaler may still look at it
                 self._confirm(candidate, "unread")
@@ -335,6 +377,8 @@ def _passes(operand: Operand, call: Call) -> bool:
 
 def _swallows(operand: Operand, call: Call) -> bool:
     """Return whether arithmetic has made finite numbers of an input that is not."""
+    # A cast to integers makes no number that is finite instead of infinite: it makes one without meaning.
+    results = [result for result in call.results if result.floating]
     if call.operation.pointwise and operand.tensor is not None:
-        return any(result.tensor is not None and swallowed(operand.tensor, result.tensor) for result in call.results)
-    return bool(call.results) and call.worst == State.FINITE
+        return any(result.tensor is not None and swallowed(operand.tensor, result.tensor) for result in results)
+    return bool(results) and call.worst == State.FINITE

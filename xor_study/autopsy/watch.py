@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import FrameType
+from pathlib import Path
+from types import FrameType, MappingProxyType
 from typing import Any
 
 import torch
@@ -15,17 +17,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from xor_study.autopsy import sources
 from xor_study.autopsy.deferred import Deferred
 from xor_study.autopsy.events import Contexts, LoopState
-from xor_study.autopsy.finiteness import tensors_in
+from xor_study.autopsy.finiteness import handles_itself, plain_tensors, tensors_in
 from xor_study.autopsy.immediate import Immediate
 from xor_study.autopsy.modules import Modules
 from xor_study.autopsy.near_misses import NearMisses
 from xor_study.autopsy.operations import Execution, Operation, describe
-from xor_study.autopsy.report import Report
+from xor_study.autopsy.report import NonFiniteError, Report
 from xor_study.autopsy.sites import Sites, accumulating, graph_task, next_sequence
 from xor_study.autopsy.taint import Verdicts
 
 _ROOT_GRADIENT = torch.ops.aten.ones_like.default
 _SCALING = torch.ops.aten.mul.Tensor
+_NOTHING: Mapping[int, Any] = MappingProxyType({})
+_MOST_ERRORS = 10
+"""Internal errors after which nothing more is watched."""
 
 
 class Watch(TorchDispatchMode):
@@ -72,6 +77,8 @@ class Watch(TorchDispatchMode):
         self._on_loss = on_loss
         self._on_scale_update = on_scale_update
         self._paused = False
+        self._errors = 0
+        self._failure: tuple[Exception, Operation, tuple[Any, ...], dict[str, Any]] | None = None
         self._batched = batched
         self._operations: dict[Any, Operation] = {}
 
@@ -84,29 +91,75 @@ class Watch(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run `func` and check what it gives."""
+        if types and any(map(handles_itself, types)):
+            return NotImplemented  # its class takes it apart; the parts come back to here
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
         operation = self._operations.get(func)
         if operation is None:
             operation = self._operations[func] = describe(func)
-        self._report.operations += 1
-        # Autograd has made the operation's node, if any, before it dispatched the operation to here.
-        sequence = next_sequence()
-        if sequence != self._sites.sequence:
-            self._enter_site(func, args, sequence, sys._getframe(1))
-        if not operation.checked:
+        if operation.composite:  # in inference mode; autograd takes them apart elsewhere
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        before: Any = _NOTHING
+        try:
+            self._report.operations += 1
+            # Autograd has made the operation's node, if any, before it dispatched the operation to here.
+            sequence = next_sequence()
+            if sequence != self._sites.thread.sequence:
+                self._enter_site(func, operation, args, sequence, sys._getframe(1))
+            if operation.checked and (self._batched or operation.written or operation.updates_scale):
+                before = self._before(operation, args, kwargs)
+        except Exception as error:
+            self.fail(error)
+        try:
             out = func(*args, **kwargs)
-            if self._verdicts.values or operation.creates or self._batched:
-                self._see_unchecked(Execution(func, operation, args, kwargs, out, {}), sys._getframe(1))
-            return out
+        except Exception as error:
+            self._failure = error, operation, args, kwargs
+            raise
+        try:
+            if operation.checked:
+                self._checks.after(Execution(func, operation, args, kwargs, out, before))
+            elif operation.notable or self._verdicts.values or self._batched:
+                self._see_unchecked(Execution(func, operation, args, kwargs, out, before), sys._getframe(1))
+        except Exception as error:
+            self.fail(error)
+        return out
+
+    def fail(self, error: Exception) -> None:
+        """Note an error of the autopsy itself: it must not end the user's program.
+
+        Raises:
+            NonFiniteError: if it is one, which `on_event="raise"` asks for.
+        """
+        if isinstance(error, NonFiniteError):
+            raise error
+        self._errors += 1
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(where.filename).name}:{where.lineno}"
+        if self._errors == 1:
+            self._report.note(f"an internal error of the autopsy: {type(error).__name__} at {place}: {error}")
+        if self._errors == _MOST_ERRORS:
+            self._report.note(f"after {_MOST_ERRORS} internal errors, operations are not watched any more")
+            self._paused = True
+
+    def _before(self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if operation.written:
+            for name in operation.written:
+                for tensor in tensors_in(operation.argument(name, args, kwargs)):
+                    self._verdicts.origins.forget(tensor)
         # GradScaler.update ends a step, and nothing else tells of one that it has skipped.
         if operation.updates_scale:
             self._end_scaling()
-        return self._checks.run(func, operation, args, kwargs)
+        return self._checks.before(operation, args, kwargs)
 
-    def _enter_site(self, func: Any, args: tuple[Any, ...], sequence: int, frame: FrameType) -> None:
-        self._sites.enter(sequence, frame)
+    def _enter_site(
+        self, func: Any, operation: Operation, args: tuple[Any, ...], sequence: int, frame: FrameType
+    ) -> None:
+        self._sites.enter(sequence, operation.short, frame)
         # GradScaler.scale multiplies the loss by its scale; what comes next works on large numbers by intent.
         if func is _SCALING and sources.called_by(frame)[0]:
             self._loop.scaled = True
@@ -121,18 +174,42 @@ class Watch(TorchDispatchMode):
         """Look at an operation that makes no values out of others: constants, the root of a backward, views."""
         if execution.func is _ROOT_GRADIENT and graph_task() == -1:
             self._see_root(execution.args[0], frame)
+        elif execution.operation.allocates or execution.operation.collective:
+            self._see_origin(execution, frame)
         elif execution.operation.creates:
             self._checks.constant(execution, frame)
         elif accumulating():  # the first gradient of a leaf is a view of what the backward gave
             self._checks.arrive(tensors_in(execution.args), "gradient")
         self._verdicts.raise_news()
 
+    def _see_origin(self, execution: Execution, frame: FrameType) -> None:
+        """Note memory that was allocated without being filled, or that another process fills."""
+        operation = execution.operation
+        user = sources.outer_user_frame(frame)
+        source = sources.source_of(user) if user else None
+        if operation.allocates:
+            for tensor in tensors_in(execution.out):
+                self._verdicts.origins.note(tensor, "uninitialised", operation.name, source)
+            return
+        for tensor in tensors_in([execution.args, list(execution.kwargs.values()), execution.out]):
+            if self._verdicts.of(tensor) is None:  # what this process has given is finite
+                self._verdicts.origins.note(tensor, "received", f"{operation.name}{_other_rank()}", source)
+
+    def read_by_python(self, tensor: Tensor) -> None:
+        """Note that Python or numpy reads a tensor's values."""
+        try:
+            if self._verdicts.values or self._batched:
+                printing = sources.look_at_stack(sys._getframe()).printing  # printing a tensor is not reading it
+                for plain in () if printing else plain_tensors(tensor):
+                    self._checks.read_by_python(plain)
+        except Exception as error:
+            self.fail(error)
+
     def _see_root(self, loss: Tensor, frame: FrameType) -> None:
         """Note the tensor that a backward starts from, if one is starting."""
         if not sources.called_by(frame)[1]:  # the user's own ones_like
             return
         loop = self._loop
-        loop.updating = False  # a closure's backward, within an optimizer's step
         user = sources.outer_user_frame(frame)
         loop.root = sources.source_of(user) if user else None
         self._checks.arrive([loss], "loss")
@@ -144,11 +221,11 @@ class Watch(TorchDispatchMode):
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Let operations in this block pass unseen."""
-        self._paused = True
+        before, self._paused = self._paused, True
         try:
             yield
         finally:
-            self._paused = False
+            self._paused = before
 
     def flush(self) -> None:
         """Judge what has been recorded."""
@@ -156,23 +233,37 @@ class Watch(TorchDispatchMode):
 
     def sweep(self) -> None:
         """Decide what can be decided, and raise `NonFiniteError` if an event is to."""
-        self._verdicts.sweep()
+        with self._verdicts.lock:
+            self._verdicts.sweep()
         self._verdicts.raise_news()
 
     def finish(self) -> None:
         """Decide what is left, at the end of the block, and raise `NonFiniteError` if an event is to."""
         self.flush()
-        self._verdicts.sweep(final=True)
+        with self._verdicts.lock:
+            self._verdicts.sweep(final=True)
         self._verdicts.raise_news()
 
-    def stop_raising(self) -> None:
-        """Raise no more: another error is on its way, and is not to be replaced."""
+    def finish_after(self, error: BaseException) -> None:
+        """Decide what can be decided when an exception ends the block; raise nothing in its place."""
         self._verdicts.raising = False
+        self.flush()
+        with self._verdicts.lock:
+            if self._failure is not None and self._failure[0] in _chain(error):
+                _, operation, args, kwargs = self._failure
+                self._checks.arrive((tensor for _, tensor in operation.read(args, kwargs)), "error")
+                self.flush()
+            self._verdicts.end_by_error()
+
+    def end(self) -> None:
+        """Watch nothing more, in threads that outlive the block."""
+        self._paused = True
 
     def check_gradients(self, gradients: Iterable[Tensor]) -> None:
         """Confirm what has reached the gradients that an optimizer is about to use."""
         self.flush()  # the register must know the last backward
-        self._verdicts.arrive(gradients, "gradient")
+        with self._verdicts.lock:
+            self._verdicts.arrive(gradients, "gradient")
         self._verdicts.raise_news()
 
     def begin_update(self, parameters: Iterable[Tensor]) -> None:
@@ -185,6 +276,10 @@ class Watch(TorchDispatchMode):
             self._checks.begin_update(parameters)
         self._loop.updating = True
 
+    def note_numbers(self, words: str) -> None:
+        """Note which numbers of the optimizer that starts its step are not finite."""
+        self._loop.bad_numbers = words
+
     def end_update(self) -> None:
         """Note that an optimizer has ended its step."""
         self._loop.updating = False
@@ -193,3 +288,22 @@ class Watch(TorchDispatchMode):
     def begin_step(self, step: int) -> None:
         """Count what follows as belonging to a step."""
         self._loop.step = step
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and those that led to it."""
+    seen = 0
+    while error is not None and seen < 100:
+        yield error
+        error, seen = error.__cause__ or error.__context__, seen + 1
+
+
+def _other_rank() -> str:
+    """Return which other processes a collective's values can be from, in words."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return ""
+    size, rank = distributed.get_world_size(), distributed.get_rank()
+    if size == 2:
+        return f" (from rank {1 - rank}; this is rank {rank})"
+    return f" (from a rank other than {rank}, of {size})"

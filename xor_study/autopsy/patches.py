@@ -1,0 +1,78 @@
+"""What a block changes in Python and torch while it lasts, because nothing else tells of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_READING = ("numpy", "tolist", "__dlpack__")
+"""Methods that give a tensor's values to Python or numpy without an operation. `numpy.asarray` calls `numpy`, too."""
+
+
+class _InThread(TorchDispatchMode):
+    """Hands operations on to another mode, which keeps the state of being entered for one thread only."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, mode: TorchDispatchMode) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._mode = mode
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run `func` as the other mode does."""
+        return self._mode.__torch_dispatch__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def watching_threads(mode: TorchDispatchMode) -> Iterator[None]:
+    """Let threads that are started in this block run under a mode: modes belong to the thread that enters them."""
+    start = threading.Thread.start
+
+    def start_watched(thread: threading.Thread) -> None:
+        run = thread.run
+
+        def run_watched() -> None:
+            with _InThread(mode):
+                run()
+
+        thread.run = run_watched  # type: ignore[method-assign]
+        start(thread)
+
+    threading.Thread.start = start_watched  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        threading.Thread.start = start  # type: ignore[method-assign]
+
+
+@contextmanager
+def noticing_reads(on_read: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call a function before a tensor's values are given to Python or numpy.
+
+    Args:
+        on_read: takes the tensor.
+    """
+    own = {name: vars(Tensor).get(name) for name in _READING}
+    for name in _READING:
+        setattr(Tensor, name, _noticed(getattr(Tensor, name), on_read))
+    try:
+        yield
+    finally:
+        for name, method in own.items():
+            if method is None:  # inherited from torch's C class
+                delattr(Tensor, name)
+            else:
+                setattr(Tensor, name, method)
+
+
+def _noticed(method: Callable[..., Any], on_read: Callable[[Tensor], None]) -> Callable[..., Any]:
+    def read(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        on_read(tensor)
+        return method(tensor, *args, **kwargs)
+
+    return read
