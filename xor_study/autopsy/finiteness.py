@@ -104,6 +104,12 @@ def handles_itself(kind: type) -> bool:
     return kind.__torch_dispatch__ is not Tensor.__torch_dispatch__  # type: ignore[attr-defined]
 
 
+@cache
+def is_traced(kind: type) -> bool:
+    """Return whether a class of tensors stands for values while torch traces: FakeTensor, FunctionalTensor."""
+    return kind.__module__.startswith("torch._subclasses.")
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield the tensors that torch itself handles in a tensor, list, tuple or dict, however nested."""
     if isinstance(value, Tensor):

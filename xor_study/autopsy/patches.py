@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _READING = ("numpy", "tolist", "__dlpack__")
@@ -23,9 +24,22 @@ class _InThread(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._mode = mode
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func` as the other mode does."""
         return self._mode.__torch_dispatch__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+
+
+def keep_uncompiled(function: Callable[..., Any]) -> None:
+    """Let torch.compile compile neither a function nor what it calls."""
+    skip = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
+    set_code_exec_strategy(function.__code__, skip)
+
+
+keep_uncompiled(_InThread.__torch_dispatch__)
 
 
 @contextmanager

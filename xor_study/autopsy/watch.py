@@ -17,11 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from xor_study.autopsy import sources
 from xor_study.autopsy.deferred import Deferred
 from xor_study.autopsy.events import Contexts, LoopState
-from xor_study.autopsy.finiteness import handles_itself, plain_tensors, tensors_in
+from xor_study.autopsy.finiteness import handles_itself, is_traced, plain_tensors, tensors_in
 from xor_study.autopsy.immediate import Immediate
 from xor_study.autopsy.modules import Modules
 from xor_study.autopsy.near_misses import NearMisses
 from xor_study.autopsy.operations import Execution, Operation, describe
+from xor_study.autopsy.patches import keep_uncompiled
 from xor_study.autopsy.report import NonFiniteError, Report
 from xor_study.autopsy.sites import Sites, accumulating, graph_task, next_sequence
 from xor_study.autopsy.taint import Verdicts
@@ -82,6 +83,10 @@ class Watch(TorchDispatchMode):
         self._batched = batched
         self._operations: dict[Any, Operation] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # `keep_uncompiled` does the same without three more calls an operation
+
     @property
     def step(self) -> int:
         """The number of the present step, from 1."""
@@ -91,9 +96,11 @@ class Watch(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run `func` and check what it gives."""
-        if types and any(map(handles_itself, types)):
-            return NotImplemented  # its class takes it apart; the parts come back to here
         kwargs = kwargs or {}
+        if types and any(map(handles_itself, types)):
+            if any(map(is_traced, types)):  # a tracing mode below this one handles it
+                return func(*args, **kwargs)
+            return NotImplemented  # its class takes it apart; the parts come back to here
         if self._paused:
             return func(*args, **kwargs)
         operation = self._operations.get(func)
@@ -288,6 +295,9 @@ class Watch(TorchDispatchMode):
     def begin_step(self, step: int) -> None:
         """Count what follows as belonging to a step."""
         self._loop.step = step
+
+
+keep_uncompiled(Watch.__torch_dispatch__)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
