@@ -86,9 +86,11 @@ class Context:
 
     @property
     def line(self) -> Source | None:
-        """The culprit line."""
+        """The culprit line: of an optimizer's step the user's own, since it is some trainer that calls it."""
         site = self.caller or self.forward
-        return site.source() if site else self.root
+        if site is None:
+            return self.root
+        return (self.own if self.phase == "optimizer" else None) or site.source()
 
     @property
     def own(self) -> Source | None:

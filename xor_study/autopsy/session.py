@@ -206,7 +206,7 @@ class _Session:
                     self._bounds.append((name, *torch.aminmax(tensor)))
 
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        parameters = list(_parameters(optimizer))
+        parameters = [plain for parameter in _parameters(optimizer) for plain in plain_tensors(parameter)]
         # A closure makes the gradients only in the step.
         self._closure = (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None
         if not self._closure:

@@ -29,6 +29,12 @@ from xor_study.autopsy.taint import Verdicts
 
 _ROOT_GRADIENT = torch.ops.aten.ones_like.default
 _SCALING = torch.ops.aten.mul.Tensor
+_modes_below: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_TRACING = (
+    torch._C._TorchDispatchModeKey.FAKE,
+    torch._C._TorchDispatchModeKey.FUNCTIONAL,
+    torch._C._TorchDispatchModeKey.PROXY,
+)
 _NOTHING: Mapping[int, Any] = MappingProxyType({})
 _MOST_ERRORS = 10
 """Internal errors after which nothing more is watched."""
@@ -101,7 +107,7 @@ class Watch(TorchDispatchMode):
             if any(map(is_traced, types)):  # a tracing mode below this one handles it
                 return func(*args, **kwargs)
             return NotImplemented  # its class takes it apart; the parts come back to here
-        if self._paused:
+        if self._paused or (_modes_below() and _is_tracing()):
             return func(*args, **kwargs)
         operation = self._operations.get(func)
         if operation is None:
@@ -298,6 +304,11 @@ class Watch(TorchDispatchMode):
 
 
 keep_uncompiled(Watch.__torch_dispatch__)
+
+
+def _is_tracing() -> bool:
+    """Return whether torch is tracing: then checks would become a part of the graph."""
+    return any(torch._C._get_dispatch_mode(key) is not None for key in _TRACING)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
