@@ -101,7 +101,8 @@ def is_foreign(tensor: Tensor) -> bool:
 @cache
 def handles_itself(kind: type) -> bool:
     """Return whether a class of tensors handles operations itself."""
-    return kind.__torch_dispatch__ is not Tensor.__torch_dispatch__  # type: ignore[attr-defined]
+    # Beside tensors, an operation may take others of torch's objects, such as a DeviceMesh.
+    return issubclass(kind, Tensor) and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 
 @cache
