@@ -129,8 +129,10 @@ def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
     if not is_foreign(tensor):
         yield tensor
     elif hasattr(tensor, "__tensor_flatten__"):
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from plain_tensors(getattr(tensor, name))
+        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+        for part in parts:
+            if isinstance(part, Tensor):  # a DTensor's device mesh is a part, too
+                yield from plain_tensors(part)
 
 
 def has_numbers(tensor: Tensor) -> bool:
