@@ -309,7 +309,7 @@ def test_representations_are_short_and_say_what_happened() -> None:
     line = f"test_autopsy.py:{here() - 1}: (torch.ones(2) < 1).log()"
     assert repr(report) == f"<Report: 1 event; first: aten.log.default (forward, step 1) at {line}>"
     html = report._repr_html_()
-    assert html.startswith("<pre>Step 1, forward: aten.log.default made 2 infinite of 2 elements.")
+    assert "<h1>Step 1, forward: aten.log.default made 2 infinite of 2 elements.</h1>" in html
     assert "(torch.ones(2) &lt; 1).log()" in html
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -183,6 +185,7 @@ class Report:
         discarded: the number of non-finite values that were made and then discarded, by operation and line.
         notes: what the autopsy could not see.
         operations: the number of operations that were watched.
+        on_event: is called with each event as it is confirmed, when what it reaches later is not yet known.
 
     Args:
         keep: the number of last steps in `history`.
@@ -198,6 +201,7 @@ class Report:
         self.notes: list[str] = []
         self.operations = 0
         self.allowing = 0
+        self.on_event: Callable[[Event], object] | None = None
 
     @property
     def first(self) -> Event | None:
@@ -205,9 +209,11 @@ class Report:
         return self.events[0] if self.events else None
 
     def enter(self, event: Event) -> None:
-        """Add an event at its place."""
+        """Add an event at its place, and tell `on_event`."""
         self.events.append(event)
         self.rank()
+        if self.on_event is not None:
+            self.on_event(event)
 
     def rank(self) -> None:
         """Put the events in order. Candidates are not confirmed in the order in which they arise."""
@@ -279,12 +285,12 @@ class Report:
         return f"<{text}; first: {self.first.operation} ({self.first.phase}, step {self.first.step}) at {line}>"
 
     def _repr_html_(self) -> str:
-        import html  # rarely needed, and costs a tenth of what the package takes to import
+        from xor_study.autopsy import page  # rarely needed, and costs a tenth of what the package takes to import
 
-        return f"<pre>{html.escape(self.story)}</pre>"
+        return page.fragment(self)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON (not finite numbers included)."""
+        """Return plain values, for JSON; non-finite numbers are floats (see `write_json`)."""
         return {
             "events": [event.as_dict() for event in self.events],
             "unresolved": [event.as_dict() for event in self.unresolved],
@@ -294,6 +300,60 @@ class Report:
             "notes": self.notes,
             "operations": self.operations,
         }
+
+    def write_json(self, path: str | os.PathLike[str]) -> None:
+        """Write the story and `as_dict()` as JSON, in which non-finite numbers are "nan", "inf" and "-inf".
+
+        Args:
+            path: the file to write or replace.
+
+        Raises:
+            OSError: if it can't be written.
+
+        Example:
+            >>> import json, torch
+            >>> from pathlib import Path
+            >>> from xor_study.autopsy import autopsy
+            >>> with autopsy() as report:
+            ...     torch.zeros(1).log()
+            tensor([-inf])
+            >>> report.write_json("autopsy.json")
+            >>> json.loads(Path("autopsy.json").read_text())["events"][0]["outputs"][0]["offending"]
+            ['-inf']
+        """
+        values = {"story": self.story, **self.as_dict()}
+        Path(path).write_text(f"{json.dumps(json_values(values), indent=1, allow_nan=False)}\n", encoding="utf-8")
+
+    def write_html(self, path: str | os.PathLike[str], title: str = "Autopsy") -> None:
+        """Write the report as one page that needs no other file: the story, code, values, path and curves.
+
+        Args:
+            path: the file to write or replace.
+            title: of the page.
+
+        Raises:
+            OSError: if it can't be written.
+
+        Example:
+            >>> import torch
+            >>> from xor_study.autopsy import autopsy
+            >>> with autopsy() as report:
+            ...     torch.zeros(1).log()
+            tensor([-inf])
+            >>> report.write_html("autopsy.html")
+        """
+        from xor_study.autopsy import page
+
+        Path(path).write_text(page.document(self, title), encoding="utf-8")
+
+
+def json_values(value: Any) -> Any:
+    """Return plain values as JSON can say them: non-finite numbers as "nan", "inf" or "-inf"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): json_values(item) for key, item in value.items()}
+    return [json_values(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _within(name: str | None, module: str) -> bool:
@@ -345,11 +405,12 @@ def _source_lines(source: Source | None, indent: str = "  ") -> list[str]:
     return lines
 
 
-_REASONS = {
+REASONS = {
     "overflow": "In float64 the result would be finite: the number format overflowed.",
     "infinite": "In float64 it is infinite too: a pole, or growth without bound.",
     "NaN": "It is not defined for these values, in any number format.",
 }
+"""What each kind of event means."""
 
 
 _ENDS = {
@@ -398,8 +459,8 @@ def _event_story(event: Event) -> Iterator[str]:
     yield from (f"  called from {source}: {source.code}" for source in event.stack if source != event.source)
     yield from _titled("Inputs:", event.inputs)
     yield from _titled("Outputs:", event.outputs)
-    if event.origin == "operation" and event.kind in _REASONS:
-        yield _REASONS[event.kind]
+    if event.origin == "operation" and event.kind in REASONS:
+        yield REASONS[event.kind]
     if event.cause:
         yield f"{event.cause}."
     if event.origin_operation:

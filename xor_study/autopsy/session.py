@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -17,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from xor_study.autopsy.finiteness import has_numbers, numbers_in, plain_tensors, tensors_in
 from xor_study.autopsy.modules import Modules
 from xor_study.autopsy.patches import noticing_reads, watching_threads
-from xor_study.autopsy.report import COMPILED, Report, StepSummary
+from xor_study.autopsy.report import COMPILED, Event, Report, StepSummary, json_values
 from xor_study.autopsy.watch import Watch
 
 
@@ -30,6 +33,9 @@ def autopsy(
     keep: int = 20,
     checks: Literal["auto", "each", "batched"] = "auto",
     step: Callable[[], Any] | None = None,
+    start_step: int = 1,
+    every: int = 1,
+    log: str | os.PathLike[str] | None = None,
 ) -> Iterator[Report]:
     """Watch all torch operations in this block, and find the earliest that turned finite inputs into inf or NaN.
 
@@ -50,19 +56,26 @@ def autopsy(
         keep: the number of last steps that are summarised.
         checks: "each" reads the check of every operation at once. "batched" reads many together, so that an
             accelerator doesn't wait for each; such checks cannot report offending values, work per storage, and
-            attribute every inf under GradScaler to loss scaling. "auto" is "batched" if CUDA is in use when the block
-            is entered, else "each".
+            attribute every inf under GradScaler to loss scaling. "auto" is "each", and "batched" from the first step
+            on at whose start CUDA is in use.
         step: only for batched checks: a function that repeats what the loop does up to the optimizer's step (forward
             and backward on the same batch). It is called once after an event, before the parameters change, with the
             step's random numbers, and its operations are checked one by one, so that the report is as exact as with
             "each".
+        start_step: the first step that is watched, from 1. Steps before it cost nothing.
+        every: watch only each `every`-th step from `start_step` on. A value that went wrong in a step between them is
+            reported as coming from outside, by the first watched operation that reads it; and a step that GradScaler
+            skips there is not counted.
+        log: a file to which each event is appended as a line of JSON when it is confirmed, so that it is there even if
+            the process is killed. What the value reaches later is not in it.
 
     Yields:
         A report, complete when the block ends. `report.first` is the first event or None, `report.story` the text.
 
     Raises:
         NonFiniteError: at an event, if `on_event` is "raise".
-        ValueError: if `on_event` or `checks` is none of the values above.
+        ValueError: if an argument is none of the values above.
+        OSError: if `log` can't be written.
 
     Example:
         >>> import torch
@@ -82,16 +95,62 @@ def autopsy(
         raise ValueError(f"on_event={on_event!r}: must be 'continue' or 'raise'")
     if checks not in ("auto", "each", "batched"):
         raise ValueError(f"checks={checks!r}: must be 'auto', 'each' or 'batched'")
-    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    batched = checks == "batched" or (checks == "auto" and in_use)
-    session = _Session(Report(keep), on_event == "raise", frozenset(allow), near_misses, batched, step)
-    with session.hooks(), session.watch:
+    for name, number in (("start_step", start_step), ("every", every)):
+        if number < 1:
+            raise ValueError(f"{name}={number!r}: must be at least 1")
+    report, steps = Report(keep), WatchedSteps(start_step, every)
+    session = _Session(report, on_event == "raise", frozenset(allow), near_misses, checks, step, steps)
+    with log_to(log, report), session.hooks(), session.watching():
         try:
             yield session.report
         except BaseException as error:
             session.finish(error)
             raise
         session.finish()
+
+
+@contextmanager
+def log_to(path: str | os.PathLike[str] | None, report: Report) -> Iterator[None]:
+    """Append a report's events to a file in this block, each as a line of JSON as soon as it is confirmed.
+
+    Raises:
+        OSError: if the file can't be opened; one that can't be written later is noted in the report.
+    """
+    if path is None:
+        yield
+        return
+
+    def write(event: Event) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        values = {"time": now, "process": os.getpid(), **json_values(event.as_dict())}
+        try:
+            print(json.dumps(values, allow_nan=False), file=stream, flush=True)
+        except OSError as error:
+            report.note(f"{os.fspath(path)} lacks events: {error.strerror}")
+
+    with open(path, "a", encoding="utf-8") as stream:  # noqa: PTH123  # os.PathLike is enough
+        report.on_event = write
+        yield
+
+
+class WatchedSteps(NamedTuple):
+    """Which steps are watched: `start_step` and `every` of `autopsy`."""
+
+    start: int
+    every: int
+
+    def __contains__(self, step: object) -> bool:
+        return isinstance(step, int) and step >= self.start and (step - self.start) % self.every == 0
+
+    @property
+    def note(self) -> str | None:
+        """What a report says of the others, if there are any."""
+        if self.start == self.every == 1:
+            return None
+        which = f"step {self.start} and the later ones"
+        if self.every > 1:
+            which = f"steps {self.start}, {self.start + self.every}, {self.start + 2 * self.every}, ..."
+        return f"only {which} were watched; what went wrong in another step is said to come from outside"
 
 
 class _Session:
@@ -102,8 +161,9 @@ class _Session:
         raising: whether to raise `NonFiniteError` at an event.
         allowed: names of exempt operations.
         near_misses: whether to note near misses.
-        batched: whether to read checks together.
+        checks: `checks` of `autopsy`.
         repeat: `step` of `autopsy`.
+        steps: which steps to watch.
     """
 
     def __init__(
@@ -112,11 +172,14 @@ class _Session:
         raising: bool,
         allowed: frozenset[str],
         near_misses: bool,
-        batched: bool,
+        checks: Literal["auto", "each", "batched"],
         repeat: Callable[[], Any] | None,
+        steps: WatchedSteps,
     ) -> None:
         self.report = report
         self._modules = Modules(self._measure, self._see_thread)
+        self._auto = checks == "auto"
+        batched = checks == "batched" or (self._auto and _cuda_in_use())
         self.watch = Watch(
             report,
             self._modules,
@@ -129,6 +192,7 @@ class _Session:
         )
         self._allowed = allowed
         self._repeat = repeat if batched else None
+        self._watched = steps
         self._summary = StepSummary(1)
         self._bounds: list[tuple[str, Tensor, Tensor]] = []
         self._loss: Tensor | None = None
@@ -138,6 +202,16 @@ class _Session:
         self._skipped = 0
         self._closure = False
         self._random = _random_state() if self._repeat else None
+        self._abandoned = False
+        _living.add(self)
+
+    def abandon(self) -> None:
+        """Watch no more and report nothing: this process is a copy of the one whose report it is."""
+        self._abandoned = True
+        self.report.on_event = None
+        self._modules.stop()
+        self.watch.end()
+        self.watch.suspend()
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -155,6 +229,16 @@ class _Session:
             self._modules.stop()
             for handle in handles:
                 handle.remove()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch from the first step on that is to be watched, until the end of the block."""
+        if self._summary.step in self._watched:
+            self.watch.resume()
+        try:
+            yield
+        finally:
+            self.watch.close()
 
     def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
         """Return a hook whose own errors are noted, not raised."""
@@ -176,6 +260,10 @@ class _Session:
         self._guarded(self._finish)(error)
 
     def _finish(self, error: BaseException | None) -> None:
+        if self._abandoned:
+            return
+        if self._watched.note:
+            self.report.note(self._watched.note)
         if self._modules.compiled:
             self.report.note(COMPILED)
         if self._loss is not None or self._bounds:
@@ -189,7 +277,7 @@ class _Session:
 
     def _see_thread(self) -> None:
         """Note a thread whose operations are not seen, because it was started before the block."""
-        if torch._C._len_torch_dispatch_stack() == 0:
+        if self.watch.watching and torch._C._len_torch_dispatch_stack() == 0:
             self.report.note(f"the thread {threading.current_thread().name!r} ran before the block: it was not watched")
 
     def _see_loss(self, loss: Tensor) -> None:
@@ -197,6 +285,8 @@ class _Session:
 
     def _measure(self, name: str, output: Any) -> None:
         """Note the bounds of a module's output, unless a module within has returned the same tensor."""
+        if not self.watch.watching:
+            return
         with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
             for tensor in tensors_in(output):
                 if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # has no values inside vmap or grad
@@ -206,6 +296,8 @@ class _Session:
                     self._bounds.append((name, *torch.aminmax(tensor)))
 
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self.watch.watching:
+            return
         parameters = [plain for parameter in _parameters(optimizer) for plain in plain_tensors(parameter)]
         # A closure makes the gradients only in the step.
         self._closure = (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None
@@ -224,12 +316,14 @@ class _Session:
         self.watch.check_gradients(gradients)
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self.watch.end_update()
-        if self._closure:
-            self._see_gradients(optimizer)
+        if self.watch.watching:
+            self.watch.end_update()
+            if self._closure:
+                self._see_gradients(optimizer)
         self._steps[optimizer] = self._steps.get(optimizer, 0) + 1
         self._count()
-        self.watch.sweep()
+        if self.watch.watching:
+            self.watch.sweep()
 
     def _after_scale_update(self) -> None:
         """Count a step that GradScaler ends without an optimizer having stepped: it was skipped."""
@@ -245,16 +339,23 @@ class _Session:
         if step != self.watch.step:
             self.watch.begin_step(step)
             self._end_step(step)
+            if self._auto and _cuda_in_use():
+                self.watch.batch()
+            if step in self._watched:
+                self.watch.resume()
+            else:
+                self.watch.suspend()
 
     def _end_step(self, following: int) -> None:
-        """Enter the step's summary into the report and begin the next one."""
+        """Enter the step's summary into the report, if it was watched, and begin the next one."""
         summary = self._summary
         with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
             losses = [loss for loss in plain_tensors(self._loss) if has_numbers(loss)] if self._loss is not None else []
             summary.loss = float(losses[0]) if losses else None
             summary.gradient_norm = float(self._norm) if self._norm is not None else None
             summary.largest = _largest(self._bounds)
-        self.report.history.append(summary)
+        if summary.step in self._watched:
+            self.report.history.append(summary)
         self._summary = StepSummary(following)
         self._bounds, self._loss, self._norm, self._measured = [], None, None, None
         if self._repeat:
@@ -301,6 +402,18 @@ def _bad_numbers(optimizer: Optimizer) -> str:
     return "; ".join(found)
 
 
+_living: WeakSet[_Session] = WeakSet()
+
+
+def _abandon_all() -> None:
+    for session in list(_living):
+        session.abandon()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_abandon_all)
+
+
 def _norm(gradients: list[Tensor]) -> Tensor | None:
     """Return the norm over all gradients, of shape (), or None if none is dense."""
     dense = [gradient for gradient in gradients if has_numbers(gradient)]
@@ -329,9 +442,13 @@ def _largest(bounds: list[tuple[str, Tensor, Tensor]]) -> dict[str, float]:
     return largest
 
 
+def _cuda_in_use() -> bool:
+    # In this order: is_available() alone may start CUDA, after which a forked process can't use it.
+    return torch.cuda.is_initialized() and torch.cuda.is_available()  # type: ignore[no-untyped-call]
+
+
 def _random_state() -> tuple[Tensor, list[Tensor]]:
-    used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if used else []
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if _cuda_in_use() else []
 
 
 def _set_random_state(state: tuple[Tensor, list[Tensor]] | None) -> None:

@@ -93,6 +93,10 @@ class Sites:
             for number in list(entries)[: _MOST // 2]:
                 del entries[number]
 
+    def skip(self) -> None:
+        """Leave the nodes that this thread has made since the last call without a line."""
+        self.thread.sequence = next_sequence()
+
     def site_of(self, frame: FrameType, allowed: bool) -> Site:
         """Return the site of a frame outside torch: the same object for the same call."""
         own = sources.own_call(frame)

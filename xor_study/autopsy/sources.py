@@ -18,13 +18,17 @@ import torch
 # With the separator: torchvision's folder begins with torch's name, too.
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _HERE = f"{Path(__file__).parent}{os.sep}"
+# Runs a script for `xor-study autopsy`; below it on the stack is only what started that command.
+_PROGRAM = str(Path(__file__).with_name("program.py"))
 _STANDARD = f"{Path(linecache.__file__).parent}{os.sep}"
 _INSTALLED = re.compile(r"[/\\](site|dist)-packages[/\\]")
 # What runs a notebook's cells stands below every line of the user's, and tells nothing.
 _RUNNERS = re.compile(r"[/\\](site|dist)-packages[/\\](IPython|ipykernel|tornado|_pytest|pluggy)[/\\]")
 _CELL = re.compile(r"<ipython-input-(\d+)-|[/\\]ipykernel_\d+[/\\]\d+\.py$")
 _DECORATORS = {"wrapper", "wrapped", "inner", "wrapped_func", "wrapper_func", "decorated", "decorate"}
-_OWN, _PACKAGE, _LIBRARY, _SCALER, _UPDATE, _PRINTING, _GRAPH, _ROOT, _FUNCTION, _COMPILER, _OPTIMIZER = range(11)
+_OWN, _PACKAGE, _LIBRARY, _SCALER, _UPDATE, _PRINTING, _GRAPH, _ROOT, _FUNCTION, _COMPILER, _OPTIMIZER, _START = range(
+    12
+)
 _USERS = (_OWN, _PACKAGE)
 """Kinds of files whose lines can be named: the user's own, and those of an installed package other than torch."""
 _SHOWN, _SHOWN_OF_PACKAGES = 8, 4
@@ -134,6 +138,8 @@ def _new_kind(filename: str) -> int:
     if filename.startswith(_TORCH):
         name = filename[len(_TORCH) :].replace(os.sep, "/")
         return _SPECIAL.get(name, _OPTIMIZER if name.startswith("optim/") else _LIBRARY)
+    if filename == _PROGRAM:
+        return _START
     if filename.startswith((_HERE, "<frozen")) or filename == "<string>" or _RUNNERS.search(filename):
         return _LIBRARY
     if _INSTALLED.search(filename):
@@ -182,8 +188,8 @@ def outer_user_frame(frame: FrameType | None) -> FrameType | None:
 
 
 def _outer_frame(frame: FrameType | None, kinds: tuple[int, ...]) -> FrameType | None:
-    while frame is not None and kind_of(frame.f_code.co_filename) not in kinds:
-        frame = frame.f_back
+    while frame is not None and (kind := kind_of(frame.f_code.co_filename)) not in kinds:
+        frame = frame.f_back if kind != _START else None
     return frame
 
 
@@ -208,6 +214,8 @@ def look_at_stack(frame: FrameType | None) -> Stack:
             names.add(frame.f_code.co_name)
         elif kind in (_UPDATE, _OPTIMIZER):
             update |= not sources  # below a line of a closure it has called the closure
+        elif kind == _START:
+            break
         # Eight lines are enough for a report, and a deep recursion would make each look slow.
         if owned and kind in (*_USERS, _GRAPH) and len(sources) >= _SHOWN:
             break

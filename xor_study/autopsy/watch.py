@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from xor_study.autopsy import sources
 from xor_study.autopsy.deferred import Deferred
@@ -84,6 +85,11 @@ class Watch(TorchDispatchMode):
         self._on_loss = on_loss
         self._on_scale_update = on_scale_update
         self._paused = False
+        self._suspended = True
+        self._active = False
+        self._thread = threading.get_ident()
+        self._depth = torch._C._len_torch_dispatch_stack()
+        self._contexts = contexts
         self._errors = 0
         self._failure: tuple[Exception, Operation, tuple[Any, ...], dict[str, Any]] | None = None
         self._batched = batched
@@ -107,7 +113,7 @@ class Watch(TorchDispatchMode):
             if any(map(is_traced, types)):  # a tracing mode below this one handles it
                 return func(*args, **kwargs)
             return NotImplemented  # its class takes it apart; the parts come back to here
-        if self._paused or (_modes_below() and _is_tracing()):
+        if self._paused or self._suspended or (_modes_below() and _is_tracing()):
             return func(*args, **kwargs)
         operation = self._operations.get(func)
         if operation is None:
@@ -230,6 +236,42 @@ class Watch(TorchDispatchMode):
             known = loop.unscaled is not None and loop.unscaled.numel() == 1
             self._on_loss(loop.unscaled if known and loop.unscaled is not None else loss)
         loop.unscaled = None
+
+    @property
+    def watching(self) -> bool:
+        """Whether operations of the present step are seen."""
+        return not self._suspended
+
+    def resume(self) -> None:
+        """See operations from here on: at the start, or after `suspend`."""
+        if not self._suspended:
+            return
+        self._suspended = False
+        self._sites.skip()  # nodes that were made meanwhile belong to no line
+        # Above another mode, this one would be what that mode's end removes; a later step may have the stack as it was.
+        own = threading.get_ident() == self._thread and torch._C._len_torch_dispatch_stack() == self._depth
+        if own and not self._active:
+            self.__enter__()  # type: ignore[no-untyped-call]
+            self._active = True
+
+    def suspend(self) -> None:
+        """See no operations from here on, and leave the stack of modes, where even a mode that does nothing is slow."""
+        self._suspended = True
+        # Where another mode has come above this one, or in another thread, it must stay where it is.
+        if self._active and _get_current_dispatch_mode() is self:
+            self.close()
+
+    def close(self) -> None:
+        """Leave the stack of modes."""
+        if self._active:
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._active = False
+
+    def batch(self) -> None:
+        """Read checks together from here on; to be called between steps."""
+        if not self._batched:
+            self._batched = True
+            self._checks = Deferred(self._verdicts, self._contexts)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
