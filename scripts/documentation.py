@@ -105,11 +105,11 @@ def run_bash(code: str, folder: Path, main: Callable[[], None]) -> None:
     """
     for line in code.replace("\\\n", "").splitlines():
         words = shlex.split(line, comments=True)
-        if words[:1] == ["xor-study"]:
+        if words[:1] == ["xor-study"] and words[1:2] != ["autopsy"]:
             with contextlib.chdir(folder):
                 _call(main, words)
-        elif words:
-            shell(line, folder)
+        elif words:  # also `autopsy`, which takes the process over
+            print(shell(line, folder).replace(f"{folder.resolve()}{os.sep}", ""), end="")
 
 
 def _call(main: Callable[[], None], words: list[str]) -> None:
@@ -123,14 +123,21 @@ def _call(main: Callable[[], None], words: list[str]) -> None:
         sys.argv = given
 
 
-def shell(code: str, folder: Path) -> None:
-    """Run a block in bash, with this Python's commands first on the path.
+def shell(code: str, folder: Path) -> str:
+    """Run a block in bash, with this Python's commands first on the path, and return all that it prints.
 
     Raises:
         subprocess.CalledProcessError: if any of its commands fails.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    subprocess.run(["bash", "-euo", "pipefail", "-c", code], cwd=folder, env=os.environ | {"PATH": path}, check=True)
+    command, environment = ["bash", "-euo", "pipefail", "-c", code], os.environ | {"PATH": path}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        print(done.stdout, file=sys.stderr)
+    done.check_returncode()
+    return done.stdout
 
 
 _ABOVE = re.compile(rf"  called from (?!{re.escape(SCRIPT)}:)")
@@ -156,6 +163,7 @@ class Runner:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             if block.language == "python":
+                (self.folder / SCRIPT).write_text(block.code)  # for commands in later blocks
                 with contextlib.chdir(self.folder):
                     run_python(block.code, self.namespace)
             else:

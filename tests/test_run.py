@@ -256,7 +256,7 @@ def test_help_is_one_screen_that_names_every_key_and_command(call: Call, tmp_pat
         default = config.get(key, next((entry[key] for entry in config.defaults if key in entry), None))
         shown = "null" if default is None else str(default).replace("False", "false")
         assert f"\n  {key}={shown} " in out, key
-    for command in run.COMMANDS:
+    for command in (run.AUTOPSY, *run.COMMANDS):
         assert f"\n  {command} " in out
     assert list(tmp_path.iterdir()) == []
 

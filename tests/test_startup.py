@@ -22,6 +22,9 @@ ANSWERS = {
     "show --help": 0,
     "figures --help": 0,
     "autopsy --help": 0,
+    "autopsy --evry": 1,
+    "autopsy missing.py": 1,
+    "postmortem --help": 0,
     "reproduce --help": 0,
     "conformance --help": 0,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,3 +25,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*globals(), *__all__]
+
+
+if os.environ.get("XOR_STUDY_AUTOPSY", "0") not in ("", "0"):
+    from xor_study.autopsy.recording import follow_environment
+
+    follow_environment()

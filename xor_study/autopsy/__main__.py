@@ -1,6 +1,8 @@
-"""`python -m xor_study.autopsy [key=value ...]`: the postmortem of one of our runs, as `xor-study autopsy`."""
+"""`python -m xor_study.autopsy`: the same as the command `xor-study autopsy`."""
 
-from xor_study.postmortem.cli import main
+import sys
+
+from xor_study.run import autopsy
 
 if __name__ == "__main__":
-    main()
+    autopsy(sys.argv[1:])

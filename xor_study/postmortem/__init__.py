@@ -1,4 +1,4 @@
-"""How one of our runs ended, link by link, and what would have prevented it: `xor-study autopsy key=value ...`."""
+"""How one of our runs ended, link by link, and what would have prevented it: `xor-study postmortem key=value ...`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: `xor-study autopsy [key=value ...]`, also `python -m xor_study.autopsy`."""
+"""The command line: `xor-study postmortem [key=value ...]`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the arguments, without the command's name; those of the process if None.
     """
     parser = Parser(
-        prog="xor-study autopsy",
+        prog="xor-study postmortem",
         description="Explain how a run ended, link by link, and what would have prevented its failure.",
-        epilog="Example: xor-study autopsy loss=axon_0_6_1 seed=109",
+        epilog="Example: xor-study postmortem loss=axon_0_6_1 seed=109",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="the run's settings, as for xor-study")
     parser.add_argument("--json", action="store_true", help="print the story and the measures behind it as JSON")

@@ -24,7 +24,8 @@ usage: xor-study [KEY=VALUE ...]                 train one network
   show FOLDER          print the table of a sweep again (--figure: and draw it; --format latex, csv, ...)
   compare A B          compare the outcomes of two sweeps, paired by seed (--format as for show)
   figures [FOLDER]     draw the figures of a sweep, or of the study
-  autopsy [KEY=VALUE]  explain step by step why one run fails, and what prevents it
+  autopsy SCRIPT       run any training script, and name the operation that first makes inf or NaN
+  postmortem [K=V]     explain step by step why one run fails, and what prevents it
   reproduce            run the whole study again and compare it with the committed results
   conformance [FILE]   replay recorded training of the real Axon (--versions: which are affected)
 
