@@ -235,7 +235,8 @@ def test_a_folder_that_no_longer_can_be_written_keeps_the_exit_code(run: Run, tm
     script = "import torch, os, shutil\ntorch.zeros(1).log()\nshutil.rmtree('out')\nraise SystemExit(7)\n"
     done = run("--out", "out", write(tmp_path, "train.py", script))
     assert done.returncode == 7
-    assert "No such file or directory; the report was not written" in done.stderr
+    assert "error: FileNotFoundError: " in done.stderr
+    assert "; the report was not written" in done.stderr
     assert "aten.log.default made 1 infinite" in done.stderr
 
 

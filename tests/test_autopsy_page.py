@@ -199,6 +199,11 @@ def test_a_curve_has_a_gap_where_it_is_not_finite() -> None:
     assert [len(line.split()) for line in lines] == [2, 3]
 
 
+def test_what_is_not_finite_in_a_row_is_named_once() -> None:
+    values = [1.0, math.nan, math.nan, math.inf, 2.0, math.inf]
+    assert re.findall(r">(NaN|inf)</text>", curve("Loss", list(enumerate(values)), None)) == ["NaN", "inf", "inf"]
+
+
 def test_the_largest_activation_of_a_step_is_nan_if_one_is(tmp_path: Path) -> None:
     with autopsy() as report:
         torch.ones(1).log()

@@ -84,7 +84,11 @@ def curve(title: str, points: Sequence[_Point], event: int | None) -> str:
     for run in _runs(points):
         corners = " ".join(f"{across(step):.1f},{up(value):.1f}" for step, value in run)
         parts.append(f'<polyline class="curve" points="{corners}"/>')
-    parts += [_mark(across(step), up(value) if math.isfinite(value) else None, step, value) for step, value in points]
+    named = ""
+    for step, value in points:
+        name = _name(value)
+        parts.append(_mark(across(step), up(value) if not name else None, step, value, name if name != named else ""))
+        named = name  # once for those in a row, whose names would overlap
     said = ", ".join(f"step {step}: {value:.6g}" for step, value in points)
     return _svg(_HEIGHT, f"{title}: {said}", parts)
 
@@ -129,15 +133,21 @@ def _runs(points: Sequence[_Point]) -> Iterator[list[_Point]]:
         run = []
 
 
-def _mark(x: float, y: float | None, step: int, value: float) -> str:
-    """Return a point, or without a y a cross with what it is."""
+def _name(value: float) -> str:
+    """Return what a value is, if it is not finite."""
+    if math.isfinite(value):
+        return ""
+    return "NaN" if value != value else "inf"
+
+
+def _mark(x: float, y: float | None, step: int, value: float, name: str) -> str:
+    """Return a point, or without a y a cross with its name."""
     title = f"<title>step {step}: {value:.6g}</title>"
     if y is not None:
         return f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="2.6">{title}</circle>'
-    top = _TOP
-    cross = f'<path class="cross" d="M{x - 4:.1f} {top - 4} l8 8 m0 -8 l-8 8"/>'
-    name = "NaN" if value != value else "inf"
-    return f'<g>{title}{cross}<text class="bad" x="{x:.1f}" y="{top - 8}" text-anchor="middle">{name}</text></g>'
+    cross = f'<path class="cross" d="M{x - 4:.1f} {_TOP - 4} l8 8 m0 -8 l-8 8"/>'
+    label = f'<text class="bad" x="{x:.1f}" y="{_TOP - 8}" text-anchor="middle">{name}</text>' if name else ""
+    return f"<g>{title}{cross}{label}</g>"
 
 
 def _svg(height: int, words: str, parts: Sequence[str]) -> str:

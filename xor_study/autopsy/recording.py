@@ -164,8 +164,8 @@ class Recording:
         try:
             report.write_json(data)
             report.write_html(page, self._title())
-        except OSError as error:
-            _say(f"error: {error.filename}: {error.strerror}; the report was not written")
+        except Exception as error:  # also one of ours: the program's exit code must stay its own
+            _say(f"error: {type(error).__name__}: {error}; the report was not written")
             return []
         return [str(page), str(data)]
 
