@@ -464,6 +464,12 @@ def test_the_log_is_appended_to_as_events_are_confirmed(tmp_path: Path) -> None:
         assert event["outputs"][0]["offending"] == ["-inf"]
 
 
+def test_an_exempt_operation_that_is_never_seen_is_noted() -> None:
+    with autopsy(allow=["aten.log", "aten.sqrt.default", "aten.lgo", "log"]) as report:
+        torch.ones(1).log().sqrt()
+    assert report.notes == ["allow: no operation aten.lgo was seen", "allow: no operation log was seen"]
+
+
 def test_checks_are_batched_once_cuda_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     net = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(net.parameters(), 0.1)

@@ -264,6 +264,8 @@ class _Session:
             return
         if self._watched.note:
             self.report.note(self._watched.note)
+        for name in sorted(self._allowed - self.watch.names):  # perhaps misspelt
+            self.report.note(f"allow: no operation {name} was seen")
         if self._modules.compiled:
             self.report.note(COMPILED)
         if self._loss is not None or self._bounds:

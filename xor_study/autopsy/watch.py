@@ -238,6 +238,12 @@ class Watch(TorchDispatchMode):
         loop.unscaled = None
 
     @property
+    def names(self) -> set[str]:
+        """The names of the operations that were seen, with and without overload."""
+        full = {operation.name for operation in list(self._operations.values())}
+        return full | {name.rpartition(".")[0] for name in full}
+
+    @property
     def watching(self) -> bool:
         """Whether operations of the present step are seen."""
         return not self._suspended
