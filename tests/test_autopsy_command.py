@@ -207,7 +207,7 @@ def test_options_reach_the_watch(run: Run, tmp_path: Path) -> None:
         (["--every", "0", "train.py"], "--every: 0: must be a whole number of at least 1"),
         (["--start-step", "x", "train.py"], "--start-step: x: must be a whole number"),
         (["--checks", "all", "train.py"], "--checks: invalid choice: 'all'"),
-        (["--out", "train.py", "train.py"], "train.py: File exists"),
+        (["--out", "train.py", "train.py"], "train.py: File exists; --out chooses another folder"),
         (["--out", "train.py/x", "train.py"], "Not a directory"),
         (["--log", "no/such", "train.py"], "No such file or directory"),
         (["trian.py"], "trian.py: No such file or directory"),

@@ -55,9 +55,7 @@ class Recording:
         self._watch: AbstractContextManager[Report] | None = None
         self._folder = options.out.absolute()  # the program may change its working directory
         self._log = options.log and _labelled(options.log.absolute())
-        self._folder.mkdir(parents=True, exist_ok=True)
-        # Better now than after hours of training.
-        tempfile.TemporaryDirectory(dir=self._folder, prefix=".autopsy").cleanup()
+        _check_folder(self._folder)  # better now than after hours of training
         if self._log:
             self._log.open("a").close()
 
@@ -235,6 +233,19 @@ def follow_environment() -> None:
 def _end_at_exit(recording: Recording) -> None:
     if recording in _current:
         recording.end(getattr(sys, "last_value", None))
+
+
+def _check_folder(folder: Path) -> None:
+    """Make a folder if there is none.
+
+    Raises:
+        OSError: if nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=folder, prefix=".autopsy").cleanup()
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; --out chooses another folder", str(folder)) from error
 
 
 def _rank() -> bool:
