@@ -181,7 +181,7 @@ def test_raising_ends_the_program_at_the_event(run: Run, tmp_path: Path) -> None
 
 
 def test_an_event_that_only_the_end_confirms_raises_too(run: Run, tmp_path: Path) -> None:
-    script = write(tmp_path, "train.py", "import torch\nx = torch.zeros(2).log()\n")
+    script = write(tmp_path, "train.py", "import sys, torch\nx = torch.zeros(2).log()\nsys.exit()\n")
     done = run("--raise", "--quiet", script)
     assert (done.returncode, done.stderr) == (1, "")
     assert first(tmp_path)["reached"] == ["unread"]

@@ -143,7 +143,8 @@ def _run(program: Program, session: Recording, fail: bool) -> str | int | None:
     try:
         program.run()
     except SystemExit as ended:
-        failure, code = ended, ended.code
+        code = ended.code
+        failure = ended if code not in (None, 0) else None  # as many scripts end: sys.exit(main())
     except BaseException as error:
         show(error)
         failure, code = error, 130 if isinstance(error, KeyboardInterrupt) else 1
