@@ -94,7 +94,7 @@ def document(report: Report, title: str) -> str:
 
 
 def fragment(report: Report, title: str = "Autopsy") -> str:
-    """Return the page's content with its style, to stand in another page, such as a notebook.
+    """Return the page's content with its style, for use within another page, such as a notebook.
 
     Args:
         report: what to show.

@@ -84,8 +84,7 @@ class Recording:
         raised = self._leave(error)
         if error is not None and not isinstance(error, SystemExit):
             self._ending = f", ended by {type(error).__name__}"
-        told = bool(getattr(error, "report", None) is self.report and self.report)  # the traceback has the story
-        self._publish(told)
+        self._publish(printed=self.report is not None and getattr(error, "report", None) is self.report)
         return raised
 
     def cancel(self) -> None:
@@ -128,11 +127,11 @@ class Recording:
             return True
         return False
 
-    def _publish(self, told: bool = False) -> None:
+    def _publish(self, printed: bool = False) -> None:
         """Print the story and write the files.
 
         Args:
-            told: whether the story has been printed already.
+            printed: whether the story has been printed already, with the traceback of a `NonFiniteError`.
         """
         report, options = self.report, self._options
         if report is None:
@@ -145,7 +144,7 @@ class Recording:
             return
         rank = os.environ.get("RANK", "0") if _rank() else "0"
         speaks = not options.quiet and (rank == "0" or bool(report.events))
-        lines = [] if told else [self._title(), report.story]
+        lines = [] if printed else [self._title(), report.story]
         files = self._write(report)
         lines += [f"Report: {' and '.join(files)}"] if files else []
         if speaks:
