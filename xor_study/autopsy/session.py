@@ -177,7 +177,7 @@ class _Session:
         steps: WatchedSteps,
     ) -> None:
         self.report = report
-        self._modules = Modules(self._measure, self._see_thread)
+        self._modules = Modules(self._guarded(self._measure), self._guarded(self._see_thread))
         self._auto = checks == "auto"
         batched = checks == "batched" or (self._auto and _cuda_in_use())
         self.watch = Watch(
