@@ -6,10 +6,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xor_study.autopsy.report import Event, NearMiss, NonFiniteError, Report, StepSummary
+    from xor_study.autopsy.report import Event, NearMiss, NonFiniteError, Report, Risk, StepSummary
     from xor_study.autopsy.session import autopsy
 
-__all__ = ["Event", "NearMiss", "NonFiniteError", "Report", "StepSummary", "autopsy"]
+__all__ = ["Event", "NearMiss", "NonFiniteError", "Report", "Risk", "StepSummary", "autopsy"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from types import FrameType, MappingProxyType
 from typing import Any
 
@@ -69,9 +70,10 @@ class Immediate:
     def after(self, execution: Execution) -> None:
         """Judge an operation that has run."""
         operation, out = execution.operation, execution.out
-        if self._near is not None and type(out) is Tensor:
-            frame = sys._getframe()
-            self._near.look(operation, out, self._loop.step, lambda: self._contexts.locate(frame))
+        near = self._near
+        # An optimizer's own epsilon guards what it divides by.
+        if near is not None and near.watches(operation) and type(out) is Tensor and not self._loop.in_update:
+            near.look(execution, self._loop, partial(self._contexts.locate, sys._getframe(1)))
         if not self._values:
             if operation.plain and type(out) is Tensor:
                 if looks_finite(out):  # a sum that overflows looks bad too; `_examine` tells the difference

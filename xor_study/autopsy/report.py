@@ -137,13 +137,15 @@ class StepSummary:
 
 @dataclass
 class NearMiss:
-    """A finite output that came near a limit of its format or activation.
+    """An operand near the edge of its operation, or a finite output near a limit of its format or activation.
 
     Attributes:
-        kind: "overflow", "subnormal" or "saturated".
+        kind: "edge", "overflow", "subnormal" or "saturated".
         operation, module, source, step: of the first occurrence.
-        value: the worst occurrence: the largest absolute value, or the share of elements, from 0 to 1.
+        value: the worst occurrence: the element nearest to the edge, the largest absolute value, or the share of
+            elements, from 0 to 1.
         count: the number of occurrences.
+        edge: for "edge", which one, such as "0, where it is -inf".
     """
 
     kind: str
@@ -153,14 +155,40 @@ class NearMiss:
     step: int
     value: float
     count: int = 1
+    edge: str | None = None
 
     def __str__(self) -> str:
         words = {
+            "edge": f"came near {self.edge} ({self.value:.9g})",
             "overflow": f"came near overflow ({self.value:.3g})",
             "subnormal": f"lost {self.value:.0%} of its elements to subnormal numbers",
             "saturated": f"is saturated in {self.value:.0%} of its elements",
         }
         return f"{self.operation} at {self.source} {words[self.kind]}, first in step {self.step}, {self.count} times"
+
+
+@dataclass
+class Risk:
+    """A composition of operations that can fail, and has a stable form; see `xor_study.autopsy.lint.RULES`.
+
+    Attributes:
+        rule: its name, such as "log of softmax".
+        operation, module, source: of the last of the operations, where it ran first.
+        stable: what to write instead.
+        reference: address of what says so.
+        count: how often it ran.
+    """
+
+    rule: str
+    operation: str
+    module: str | None
+    source: Source
+    stable: str
+    reference: str
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.rule}"
 
 
 class NonFiniteError(FloatingPointError):
@@ -181,6 +209,7 @@ class Report:
         unresolved: if an exception ended the block, values that were not finite and that nothing had read by then.
         handled: overflows of a scaled loss's gradient that GradScaler caught by skipping the step; not events.
         near_misses: if `near_misses` was set.
+        risks: if `lint` was set: compositions that have a stable form, in the order in which they ran.
         history: the last steps, the oldest first.
         discarded: the number of non-finite values that were made and then discarded, by operation and line.
         notes: what the autopsy could not see.
@@ -196,6 +225,7 @@ class Report:
         self.unresolved: list[Event] = []
         self.handled: list[Event] = []
         self.near_misses: list[NearMiss] = []
+        self.risks: list[Risk] = []
         self.history: deque[StepSummary] = deque(maxlen=keep)
         self.discarded: dict[tuple[str, str], int] = {}
         self.notes: list[str] = []
@@ -296,6 +326,7 @@ class Report:
             "unresolved": [event.as_dict() for event in self.unresolved],
             "handled": [event.as_dict() for event in self.handled],
             "near_misses": [dataclasses.asdict(miss) for miss in self.near_misses],
+            "risks": [dataclasses.asdict(risk) for risk in self.risks],
             "history": [dataclasses.asdict(summary) for summary in self.history],
             "notes": self.notes,
             "operations": self.operations,
@@ -432,8 +463,16 @@ def _story(report: Report) -> list[str]:
         lines.append(f"GradScaler handled {overflows} of the scaled loss (not events), such as")
         lines.append(f"  {report.handled[-1]}")
     lines += [f"Near miss: {miss}" for miss in report.near_misses]
+    lines += _titled("Risky:", [line for risk in report.risks for line in _risk_lines(risk)])
     lines += [f"Note: {note}" for note in report.notes]
     return lines
+
+
+def _risk_lines(risk: Risk) -> Iterator[str]:
+    yield str(risk)
+    yield f"  {risk.source.code}"
+    yield f"  stable: {risk.stable}"
+    yield f"  see {risk.reference}"
 
 
 def _surroundings(report: Report, event: Event) -> Iterator[str]:

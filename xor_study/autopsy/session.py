@@ -30,6 +30,7 @@ def autopsy(
     on_event: Literal["continue", "raise"] = "continue",
     allow: Iterable[str] = (),
     near_misses: bool = False,
+    lint: bool = False,
     keep: int = 20,
     checks: Literal["auto", "each", "batched"] = "auto",
     step: Callable[[], Any] | None = None,
@@ -53,6 +54,8 @@ def autopsy(
         allow: exempt operations, such as "aten.log" (all overloads) or "aten.log.default".
         near_misses: whether to note values that come near overflow, underflow or saturation as well; this costs a few
             more reductions for every operation, and needs `checks` to be "each".
+        lint: whether to name compositions of operations that have a stable form (`report.risks`), such as the log of
+            a softmax. It reads no values, so a single healthy step is enough.
         keep: the number of last steps that are summarised.
         checks: "each" reads the check of every operation at once. "batched" reads many together, so that an
             accelerator doesn't wait for each; such checks cannot report offending values, work per storage, and
@@ -99,7 +102,7 @@ def autopsy(
         if number < 1:
             raise ValueError(f"{name}={number!r}: must be at least 1")
     report, steps = Report(keep), WatchedSteps(start_step, every)
-    session = _Session(report, on_event == "raise", frozenset(allow), near_misses, checks, step, steps)
+    session = _Session(report, on_event == "raise", frozenset(allow), near_misses, lint, checks, step, steps)
     with log_to(log, report), session.hooks(), session.watching():
         try:
             yield session.report
@@ -161,6 +164,7 @@ class _Session:
         raising: whether to raise `NonFiniteError` at an event.
         allowed: names of exempt operations.
         near_misses: whether to note near misses.
+        lint: whether to name risky compositions.
         checks: `checks` of `autopsy`.
         repeat: `step` of `autopsy`.
         steps: which steps to watch.
@@ -172,6 +176,7 @@ class _Session:
         raising: bool,
         allowed: frozenset[str],
         near_misses: bool,
+        lint: bool,
         checks: Literal["auto", "each", "batched"],
         repeat: Callable[[], Any] | None,
         steps: WatchedSteps,
@@ -187,6 +192,7 @@ class _Session:
             raising=raising,
             batched=batched,
             near_misses=near_misses,
+            lint=lint,
             on_loss=self._see_loss,
             on_scale_update=self._after_scale_update,
         )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from xor_study.autopsy.patches import keep_uncompiled
 from xor_study.autopsy.report import NonFiniteError, Report
 from xor_study.autopsy.sites import Sites, accumulating, graph_task, next_sequence
 from xor_study.autopsy.taint import Verdicts
+
+if TYPE_CHECKING:
+    from xor_study.autopsy.lint import Lint
 
 _ROOT_GRADIENT = torch.ops.aten.ones_like.default
 _SCALING = torch.ops.aten.mul.Tensor
@@ -54,6 +57,7 @@ class Watch(TorchDispatchMode):
         raising: whether to raise `NonFiniteError` at an event.
         batched: read the checks together, at the end of a step or after many operations, instead of each at once.
         near_misses: whether to note what only comes near; not with `batched`.
+        lint: whether to name compositions of operations that have a stable form.
         on_loss: called with each scalar that `backward` starts from, before GradScaler's scaling.
         on_scale_update: called when GradScaler ends its step.
     """
@@ -69,6 +73,7 @@ class Watch(TorchDispatchMode):
         raising: bool,
         batched: bool,
         near_misses: bool,
+        lint: bool,
         on_loss: Callable[[Tensor], None],
         on_scale_update: Callable[[], None],
     ) -> None:
@@ -82,6 +87,7 @@ class Watch(TorchDispatchMode):
         self._checks: Deferred | Immediate = (
             Deferred(self._verdicts, contexts) if batched else Immediate(report, self._verdicts, contexts, near)
         )
+        self._lint = _new_lint(report, modules) if lint else None
         self._on_loss = on_loss
         self._on_scale_update = on_scale_update
         self._paused = False
@@ -124,6 +130,7 @@ class Watch(TorchDispatchMode):
             if out is not NotImplemented:
                 return out
         before: Any = _NOTHING
+        facts = None
         try:
             self._report.operations += 1
             # Autograd has made the operation's node, if any, before it dispatched the operation to here.
@@ -132,6 +139,8 @@ class Watch(TorchDispatchMode):
                 self._enter_site(func, operation, args, sequence, sys._getframe(1))
             if operation.checked and (self._batched or operation.written or operation.updates_scale):
                 before = self._before(operation, args, kwargs)
+            if self._lint is not None:
+                facts = self._lint.before(func, args)
         except Exception as error:
             self.fail(error)
         try:
@@ -144,6 +153,8 @@ class Watch(TorchDispatchMode):
                 self._checks.after(Execution(func, operation, args, kwargs, out, before))
             elif operation.notable or self._verdicts.values or self._batched:
                 self._see_unchecked(Execution(func, operation, args, kwargs, out, before), sys._getframe(1))
+            if self._lint is not None:
+                self._lint.after(func, facts, args, kwargs, out, sys._getframe(1))
         except Exception as error:
             self.fail(error)
         return out
@@ -357,6 +368,12 @@ keep_uncompiled(Watch.__torch_dispatch__)
 def _is_tracing() -> bool:
     """Return whether torch is tracing: then checks would become a part of the graph."""
     return any(torch._C._get_dispatch_mode(key) is not None for key in _TRACING)
+
+
+def _new_lint(report: Report, modules: Modules) -> Lint:
+    from xor_study.autopsy.lint import Lint  # with its tables, which few blocks need
+
+    return Lint(report, modules)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
