@@ -198,6 +198,16 @@ def test_options_reach_the_watch(run: Run, tmp_path: Path) -> None:
     assert "only steps 2, 4, 6, ... were watched" in report["story"]
 
 
+def test_lint_names_risky_lines_of_a_healthy_program(run: Run, tmp_path: Path) -> None:
+    name = write(tmp_path, "train.py", HEALTHY.replace("optimizer.zero_grad()", "risky = out.sigmoid().log()"))
+    done = run("--lint", "--fail", name)
+    assert done.returncode == 0
+    assert "train.py:10: log of sigmoid" in done.stderr
+    assert "F.logsigmoid(x)" in (tmp_path / "autopsy.html").read_text()
+    (risk,) = json.loads((tmp_path / "autopsy.json").read_text())["risks"]
+    assert (risk["rule"], risk["source"]["lineno"], risk["count"]) == ("log of sigmoid", 10, 4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -115,7 +115,9 @@ def test_a_healthy_report_is_a_page_too(tmp_path: Path) -> None:
     assert "svg" not in {tag for tag, _ in reader.tags}
 
 
-@pytest.mark.parametrize("options", [{"checks": "batched"}, {"near_misses": True}, {"allow": ["aten.div"]}])
+@pytest.mark.parametrize(
+    "options", [{"checks": "batched"}, {"near_misses": True}, {"lint": True}, {"allow": ["aten.div"]}]
+)
 def test_every_kind_of_report_is_a_page(options: dict[str, object]) -> None:
     assert Reader(failing(**options)._repr_html_()).open == []
 

@@ -66,7 +66,12 @@ def _add_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--start-step", type=_positive, default=1, metavar="N", help="watch from the N-th step on")
     made.add_argument("--every", type=_positive, default=1, metavar="N", help="watch only each N-th step")
     made.add_argument("--allow", action="append", default=[], metavar="OP", help="exempt an operation, as in aten.log")
-    made.add_argument("--near-misses", action="store_true", help="report values near overflow or saturation, too")
+    made.add_argument("--near-misses", action="store_true", help="warn of values near overflow or an edge, too")
+    made.add_argument(
+        "--lint",
+        action="store_true",
+        help="name compositions that have a stable form, such as the log of a softmax; one watched step is enough",
+    )
     made.add_argument("--keep", type=_positive, default=20, metavar="N", help="how many of the last steps to show (20)")
     made.add_argument(
         "--checks",

@@ -109,6 +109,9 @@ def fragment(report: Report, title: str = "Autopsy") -> str:
     parts += [*_curves(report), *_events(report.events)]
     parts += _list("Not finite, and not read before an exception ended the program", map(str, report.unresolved))
     parts += _list("Near misses", map(str, report.near_misses))
+    parts += _list(
+        "Risky compositions", (f"{risk}: {risk.source.code}; stable: {risk.stable}" for risk in report.risks)
+    )
     parts += _list("Overflows that GradScaler handled (not events)", map(str, report.handled))
     parts += _list("Notes", report.notes)
     parts.append("</div>")

@@ -106,6 +106,7 @@ class Recording:
             on_event="raise" if options.raising else "continue",
             allow=options.allow,
             near_misses=options.near_misses,
+            lint=options.lint,
             keep=options.keep,
             checks=options.checks,
             start_step=options.start_step,
