@@ -579,6 +579,18 @@ def test_warns_of_operands_near_an_edge_and_of_none_further_away(name: str) -> N
             assert edges[0].value == pytest.approx(value, rel=0.1)
 
 
+@pytest.mark.parametrize("name", ["component_of_a_mixture_that_dies", "vectors_that_align"])
+def test_the_warning_comes_before_the_failure(name: str) -> None:
+    report = watched(planted.DRIFTING[name], near_misses=True)
+    culprit = planted.culprit(planted.DRIFTING[name])
+    assert report.first is not None
+    assert (report.first.lineno, report.first.phase) == (culprit.lineno, culprit.phase)
+    edge = next(miss for miss in report.near_misses if miss.kind == "edge")
+    assert edge.source is not None
+    assert edge.source.lineno == culprit.lineno
+    assert report.first.step - edge.step >= 10
+
+
 def test_edges_are_found_beside_zeros_and_the_smallest_is_kept() -> None:
     with autopsy(near_misses=True) as report:
         for scale in (1.0, 1e-3, 1e-1):
