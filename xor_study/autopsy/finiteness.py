@@ -13,14 +13,8 @@ import torch
 from torch import Tensor
 
 # Half-precision sums of finite elements overflow easily, so they are taken in float32.
-_SUM_AS = {
-    torch.float16: torch.float32,
-    torch.bfloat16: torch.float32,
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-    torch.complex64: torch.complex64,
-    torch.complex128: torch.complex128,
-}
+_SUM_AS = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+_SUMMED = {torch.float32, torch.float64, torch.complex64, torch.complex128}
 _sum = torch.sum
 _PIECE = 2**20
 """Elements that are looked at together where a look needs memory of its own."""
@@ -40,11 +34,14 @@ def looks_finite(tensor: Tensor) -> bool:
     A sum with an infinite or NaN term is infinite or NaN in any order of summation, and a sum is the cheapest
     reduction.
     """
-    dtype = _SUM_AS.get(tensor.dtype)
-    if dtype is None:
-        return not tensor.dtype.is_floating_point
+    dtype = tensor.dtype
     try:
-        total = _sum(tensor, dtype=dtype).item()
+        if dtype in _SUMMED:
+            total = _sum(tensor).item()
+        elif dtype in _SUM_AS:
+            total = _sum(tensor, dtype=_SUM_AS[dtype]).item()
+        else:
+            return not dtype.is_floating_point
     except RuntimeError:  # this layout has no sum, or the tensor no values: `state_of` handles both
         return False
     # inf - inf and NaN - NaN are NaN; this form also works for a complex total, which math.isfinite refuses.

@@ -51,8 +51,8 @@ _SUMMING = {
     *("sum", "mean", "mm", "bmm", "addmm", "baddbmm", "dot", "mv", "addmv", "convolution", "var", "std", "var_mean"),
     *("native_layer_norm", "native_batch_norm", "native_group_norm", "linalg_vector_norm", "norm", "prod"),
 }
-# They pad with zeros, so their outputs hold the inputs' values and nothing new.
-_SHAPE_ONLY = {"select_backward", "slice_backward"}
+# They pad with zeros or reshape, so their outputs hold the inputs' values and nothing new.
+_SHAPE_ONLY = {"select_backward", "slice_backward", "_unsafe_view"}
 # Their further outputs are saved for the backward: statistics, indices, workspaces.
 _PRIVATE = ("_", "native_", "cudnn_", "miopen_", "mkldnn_")
 _NUMBERS = {"Tensor", "number", "float", "Optional[number]", "Optional[float]"}
@@ -91,6 +91,7 @@ class Operation:
         updates_scale: whether it ends GradScaler's step.
         returns_written: whether it returns all that it writes.
         plain: whether it returns one tensor and writes none.
+        simple: whether it is plain and checked.
         numbers: names of the arguments that are numbers which enter the values.
         positions: index of each argument that may be given by position.
     """
@@ -119,6 +120,7 @@ class Operation:
     updates_scale: bool = False
     returns_written: bool = True
     plain: bool = False
+    simple: bool = False
     numbers: frozenset[str] = frozenset()
     positions: dict[str, int] = field(default_factory=dict)
 
@@ -203,11 +205,13 @@ def describe(func: Any) -> Operation:
     written, outs = _names(arguments, _is_written), _names(arguments, attrgetter("is_out"))
     updated = tuple(sorted({*written} - {*outs}, key=written.index))
     creates = _creates(schema, short)
+    checked = not (creates or _computes_nothing(schema, namespace, short, written))
+    plain = not written and len(schema.returns) == 1
     return Operation(
         name=str(func),
         short=short,
         names=tuple(argument.name for argument in arguments),
-        checked=not (creates or _computes_nothing(schema, namespace, short, written)),
+        checked=checked,
         creates=creates and short not in _UNINITIALISED,
         pointwise=torch.Tag.pointwise in func.tags,
         moves=short in _MOVING,
@@ -227,7 +231,8 @@ def describe(func: Any) -> Operation:
         unscales=short == "_amp_foreach_non_finite_check_and_unscale_",
         updates_scale=short == "_amp_update_scale_",
         returns_written=not written or any(map(_is_written, schema.returns)),
-        plain=not written and len(schema.returns) == 1,
+        plain=plain,
+        simple=checked and plain,
         numbers=frozenset(_names(arguments, lambda argument: str(argument.type).rstrip("?") in _NUMBERS)),
         positions={argument.name: i for i, argument in enumerate(arguments) if not argument.kwarg_only},
     )

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from xor_study.autopsy import sources
 from xor_study.autopsy.deferred import Deferred
 from xor_study.autopsy.events import Contexts, LoopState
-from xor_study.autopsy.finiteness import handles_itself, is_traced, plain_tensors, tensors_in
+from xor_study.autopsy.finiteness import handles_itself, is_traced, looks_finite, plain_tensors, tensors_in
 from xor_study.autopsy.immediate import Immediate
 from xor_study.autopsy.modules import Modules
 from xor_study.autopsy.near_misses import NearMisses
@@ -26,7 +26,7 @@ from xor_study.autopsy.operations import Execution, Operation, describe
 from xor_study.autopsy.patches import keep_uncompiled
 from xor_study.autopsy.report import NonFiniteError, Report
 from xor_study.autopsy.sites import Sites, accumulating, graph_task, next_sequence
-from xor_study.autopsy.taint import Verdicts
+from xor_study.autopsy.taint import Value, Verdicts
 
 if TYPE_CHECKING:
     from xor_study.autopsy.lint import Lint
@@ -97,8 +97,10 @@ class Watch(TorchDispatchMode):
         self._depth = torch._C._len_torch_dispatch_stack()
         self._contexts = contexts
         self._errors = 0
-        self._failure: tuple[Exception, Operation, tuple[Any, ...], dict[str, Any]] | None = None
+        self._failure: tuple[int, str, list[Value]] = (0, "", [])
         self._batched = batched
+        self._values = self._verdicts.values  # the same dict
+        self._fast = not (batched or near_misses or lint)
         self._operations: dict[Any, Operation] = {}
 
     @classmethod
@@ -146,9 +148,11 @@ class Watch(TorchDispatchMode):
         try:
             out = func(*args, **kwargs)
         except Exception as error:
-            self._failure = error, operation, args, kwargs
+            self._note_failure(error, operation, args, kwargs)
             raise
         try:
+            if self._fast and operation.simple and not self._values and type(out) is Tensor and looks_finite(out):
+                return out
             if operation.checked:
                 self._checks.after(Execution(func, operation, args, kwargs, out, before))
             elif operation.notable or self._verdicts.values or self._batched:
@@ -175,6 +179,15 @@ class Watch(TorchDispatchMode):
         if self._errors == _MOST_ERRORS:
             self._report.note(f"after {_MOST_ERRORS} internal errors, operations are not watched any more")
             self._paused = True
+
+    def _note_failure(self, error: Exception, operation: Operation, args: Any, kwargs: Any) -> None:
+        """Note which values that were not finite an operation refused, without keeping the tensors or the error."""
+        try:
+            self.flush()
+            read = [self._verdicts.of(tensor) for _, tensor in operation.read(args, kwargs)]
+            self._failure = id(error), str(error), [value for value in read if value is not None]
+        except Exception as internal:
+            self.fail(internal)
 
     def _before(self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if operation.written:
@@ -287,7 +300,7 @@ class Watch(TorchDispatchMode):
     def batch(self) -> None:
         """Read checks together from here on; to be called between steps."""
         if not self._batched:
-            self._batched = True
+            self._batched, self._fast = True, False
             self._checks = Deferred(self._verdicts, self._contexts)
 
     @contextmanager
@@ -321,10 +334,10 @@ class Watch(TorchDispatchMode):
         self._verdicts.raising = False
         self.flush()
         with self._verdicts.lock:
-            if self._failure is not None and self._failure[0] in _chain(error):
-                _, operation, args, kwargs = self._failure
-                self._checks.arrive((tensor for _, tensor in operation.read(args, kwargs)), "error")
-                self.flush()
+            number, text, values = self._failure
+            if any(id(one) == number and str(one) == text for one in _chain(error)):
+                for value in values:
+                    self._verdicts.reach(value, "error")
             self._verdicts.end_by_error()
 
     def end(self) -> None:
