@@ -1,0 +1,95 @@
+"""What the callbacks for trainers share: a block that is opened and closed by calls, and what is printed at its end."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+from xor_study.autopsy.decorator import Block
+from xor_study.autopsy.report import NonFiniteError, Report
+from xor_study.autopsy.session import autopsy
+
+
+class TrainerBlock:
+    """An autopsy that a trainer's callback opens and closes.
+
+    Args:
+        options: the arguments of `autopsy`.
+
+    Attributes:
+        report: of the block that was opened last; None before the first.
+    """
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        autopsy(**options)  # refuses wrong names now, not after hours in which the data were prepared
+        self.report: Report | None = None
+        self._options = options
+        self._block: Block | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the watch is on."""
+        return self._block is not None
+
+    def open(self) -> None:
+        """Begin to watch, with a new report."""
+        self._block = autopsy(**self._options)
+        self.report = self._block.__enter__()
+
+    def close(self, error: BaseException | None, rank: int, ranks: int) -> None:
+        """Stop watching, and print the story if there is an event; do nothing if it is not open.
+
+        Args:
+            error: what has ended the training, or None.
+            rank: of this process, from 0.
+            ranks: the number of processes that train together.
+
+        Raises:
+            NonFiniteError: at an event that only the end of the block confirms, if `on_event` is "raise".
+        """
+        block, self._block = self._block, None
+        if block is None:
+            return
+        if error is None:
+            block.__exit__(None, None, None)
+        else:
+            _leave(block, error)
+        # The message of a NonFiniteError has the story already.
+        if self.report and self.report.first and not isinstance(error, NonFiniteError):
+            prefix = f"[rank {rank}] " if ranks > 1 else ""
+            print(f"{prefix}{self.report.story}", file=sys.stderr, flush=True)
+
+    def note_resumption(self, step: int) -> None:
+        """Say in the report how its steps and the trainer's differ.
+
+        Args:
+            step: the number of steps that the trainer counts before the first one of the block.
+        """
+        if step and self.report:
+            self.report.note(f"training was resumed after step {step}; the steps of this report are counted from there")
+
+
+def _leave(block: Block, error: BaseException) -> None:
+    """Leave a block because of an exception, which the trainer raises itself afterwards."""
+    try:
+        block.__exit__(type(error), error, error.__traceback__)
+    except BaseException as raised:
+        if raised is not error:
+            raise
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional library.
+
+    Raises:
+        ImportError: if it is not installed, with the extra that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:  # it is there, but something that it needs is not
+            raise
+        message = f"xor_study.autopsy.{extra} needs {error.name}: pip install 'xor-study[{extra}]'"
+        raise ImportError(message, name=error.name) from None
