@@ -52,10 +52,7 @@ class TrainerBlock:
         block, self._block = self._block, None
         if block is None:
             return
-        if error is None:
-            block.__exit__(None, None, None)
-        else:
-            _leave(block, error)
+        block.leave(error)
         # The message of a NonFiniteError has the story already.
         if self.report and self.report.first and not isinstance(error, NonFiniteError):
             prefix = f"[rank {rank}] " if ranks > 1 else ""
@@ -69,15 +66,6 @@ class TrainerBlock:
         """
         if step and self.report:
             self.report.note(f"training was resumed after step {step}; the steps of this report are counted from there")
-
-
-def _leave(block: Block, error: BaseException) -> None:
-    """Leave a block because of an exception, which the trainer raises itself afterwards."""
-    try:
-        block.__exit__(type(error), error, error.__traceback__)
-    except BaseException as raised:
-        if raised is not error:
-            raise
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -78,6 +78,21 @@ class Block(AbstractContextManager[Report]):
             for mode in reversed(above):
                 _push_mode(mode)
 
+    def leave(self, error: BaseException | None) -> None:
+        """Leave the block where no `with` does it.
+
+        Args:
+            error: the exception that ends the block, which the caller raises itself afterwards; or None.
+
+        Raises:
+            NonFiniteError: at an event that only the end of the block confirms, if `on_event` is "raise".
+        """
+        try:
+            self.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
+        except BaseException as raised:
+            if raised is not error:
+                raise
+
     def __call__(self, function: Callable[P, R]) -> Watched[P, R]:
         """Return a function whose calls are watched with these options."""
         return _watched(function, self._make)
