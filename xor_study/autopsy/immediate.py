@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from xor_study.autopsy import sources
+from xor_study.autopsy.captures import Capture, Captures
 from xor_study.autopsy.events import Call, Contexts, Evidence, Operand, newly_bad_elements
 from xor_study.autopsy.finiteness import (
     State,
@@ -34,6 +35,11 @@ from xor_study.autopsy.taint import Candidate, Value, Verdicts
 from xor_study.autopsy.widening import kind, without_bad_inputs
 
 _NO_COPIES: Mapping[int, Tensor | State] = MappingProxyType({})
+_NOT_MADE = {
+    "operation": "",
+    "outside": "its values came in from outside: no operation that was watched has made them",
+    "constant": "the code itself asks for this value",
+}
 _SWEEP_EVERY = 256
 _NEVER_FOLLOWED = ("abs", "copy_", "_local_scalar_dense")
 
@@ -58,6 +64,7 @@ class Immediate:
         self._loop = contexts.loop
         self._near = near
         self._examined = 0
+        self._captures = Captures(report)
 
     def before(self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[int, Any]:
         """Return, by id, what an operation is going to overwrite."""
@@ -197,7 +204,8 @@ class Immediate:
         def evidence(origin: str) -> Evidence:
             if stack.compiled:
                 self._report.note(COMPILED)
-            return self._named(_evidence(execution, results, origin), execution)
+            named = self._named(_evidence(execution, results, origin), execution)
+            return self._with_capture(named, execution, results, origin)
 
         def unexplained() -> bool:
             if execution.operation.pointwise:
@@ -219,6 +227,16 @@ class Immediate:
             for summary in evidence.inputs
         )
         return evidence._replace(inputs=inputs)
+
+    def _with_capture(self, evidence: Evidence, execution: Execution, results: list[Operand], origin: str) -> Evidence:
+        """Return evidence with what it takes to repeat the operation, and autograd's name for it in a backward."""
+        capture: Capture | str = _NOT_MADE[origin]
+        if origin == "operation":
+            bad = ((i, result.tensor) for i, result in enumerate(results) if result.state > State.FINITE)
+            index, tensor = next(bad, (0, None))
+            capture = self._captures.take(execution, tensor, index)
+        node: Any = torch._C._current_autograd_node()
+        return evidence._replace(node=node.name() if node is not None else None, capture=capture)
 
 
 def _is_nan_still(tensor: Tensor, value: Value, written: set[int]) -> bool:
