@@ -24,7 +24,7 @@ EVENTS = 10
 """The number of confirmed events after which nothing more is kept."""
 
 _WHOLE = 2**14
-"""Bytes of the largest result of a product or softmax whose inputs are kept whole."""
+"""Bytes of the largest tensor of a product or softmax that is kept whole."""
 
 _ELEMENTS = 8
 _CHUNK = 2**18
@@ -177,7 +177,7 @@ class _Copies:
             if all(_fits(tensor, result.shape) for tensor in known):
                 self.positions = made_at(result.detach(), known)
                 self.kept = 0 if self.positions is None else len(self.positions)
-        elif operation.short in _IN_PARTS and result.nbytes > _WHOLE and not self.execution.kwargs.get("out"):
+        elif operation.short in _IN_PARTS and not operation.written and _is_large([*self.execution.args, result]):
             self.parts, self.kept = _IN_PARTS[operation.short](self.execution.args, result.detach())
 
     def of(self, name: str, value: Any) -> Any:
@@ -237,6 +237,10 @@ class _Copies:
             if operation.short not in _ADDING:
                 raise NotKeptError(f"{operation.name} has overwritten {name}, and the values from before are not kept")
             self.unknown.append(name)
+
+
+def _is_large(values: Sequence[Any]) -> bool:
+    return any(tensor.nbytes > _WHOLE for tensor in tensors_in(list(values)))
 
 
 def _product_parts(args: tuple[Any, ...], result: Tensor) -> tuple[dict[int, Tensor], int]:
