@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from xor_study.autopsy.callbacks import TrainerBlock, require
@@ -11,21 +10,20 @@ from xor_study.autopsy.report import Report
 __all__ = ["AutopsyCallback"]
 
 
-def _base() -> type:
-    """Return the `Callback` of the library that is in use: `lightning`, or `pytorch_lightning` under its older name.
-
-    Both call a callback's methods by their names, so an instance works with either.
-    """
-    errors = []
-    for name in sorted(("lightning.pytorch", "pytorch_lightning"), key=lambda name: name not in sys.modules):
+def _bases() -> list[type]:
+    """Return the `Callback` of `lightning` and that of `pytorch_lightning`, its older name, or of the one installed."""
+    bases, errors = [], []
+    for name in ("lightning.pytorch", "pytorch_lightning"):
         try:
-            return require(f"{name}.callbacks", "lightning").Callback  # type: ignore[no-any-return]
+            bases.append(require(f"{name}.callbacks", "lightning").Callback)
         except ImportError as error:
             errors.append(error)
-    raise errors[0]
+    if not bases:
+        raise errors[0]
+    return bases
 
 
-class AutopsyCallback(_base()):  # type: ignore[misc]  # one of two classes
+class AutopsyCallback(*_bases()):  # type: ignore[misc]  # one or two classes
     """Watches all of `fit`, `validate`, `test` and `predict`, and prints the story at the end if there is an event.
 
     Watching begins when the Trainer sets up (before `configure_model`, the checkpoint and the sanity check) and ends
