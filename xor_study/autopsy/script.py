@@ -128,7 +128,7 @@ def _header(event: Event, capture: Capture) -> Iterator[str]:
     yield ""
     if capture.elements:
         kept, total = capture.elements
-        yield f"Of the {total} elements of its result, {kept} at fault are computed, from the inputs that they need."
+        yield f"It has the inputs of {kept} of the {total} elements of the result, which are not finite."
     if capture.unknown:
         yield f"Zeros stand for {', '.join(capture.unknown)}, which was overwritten: what is added to it is at fault."
     if capture.random:
