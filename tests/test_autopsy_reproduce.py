@@ -252,7 +252,9 @@ def read_from_outside() -> None:
 
 
 def asked_for() -> None:
-    read(torch.full((2,), float("nan")) * 2)
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    torch.optim.SGD([parameter], lr=float("nan")).step()
 
 
 REFUSED = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +29,7 @@ class TrainerBlock:
         self.report: Report | None = None
         self._options = options
         self._block: Block | None = None
+        self._metrics: dict[str, float] = {}
 
     @property
     def is_open(self) -> bool:
@@ -35,11 +38,12 @@ class TrainerBlock:
 
     def open(self) -> None:
         """Begin to watch, with a new report."""
+        self._metrics = {}
         self._block = autopsy(**self._options)
         self.report = self._block.__enter__()
 
     def close(self, error: BaseException | None, rank: int, ranks: int) -> None:
-        """Stop watching, and print the story if there is an event; do nothing if it is not open.
+        """Stop watching, and print the story if something was not finite; do nothing if it is not open.
 
         Args:
             error: what has ended the training, or None.
@@ -53,10 +57,19 @@ class TrainerBlock:
         if block is None:
             return
         block.leave(error)
-        # The message of a NonFiniteError has the story already.
-        if self.report and self.report.first and not isinstance(error, NonFiniteError):
+        report = self.report
+        if report is None or isinstance(error, NonFiniteError):  # the message of that error has the story already
+            return
+        if self._metrics and report.first is None:
+            report.note(_unexplained(self._metrics, report))
+        if report.first or report.unresolved or self._metrics:
             prefix = f"[rank {rank}] " if ranks > 1 else ""
-            print(f"{prefix}{self.report.story}", file=sys.stderr, flush=True)
+            print(f"{prefix}{report.story}", file=sys.stderr, flush=True)
+
+    def see_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Remember those that are not finite: a trainer computes them in numpy, which is not watched."""
+        bad = {name: value for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)}
+        self._metrics |= bad
 
     def note_resumption(self, step: int) -> None:
         """Say in the report how its steps and the trainer's differ.
@@ -66,6 +79,14 @@ class TrainerBlock:
         """
         if step and self.report:
             self.report.note(f"training was resumed after step {step}; the steps of this report are counted from there")
+
+
+def _unexplained(metrics: dict[str, float], report: Report) -> str:
+    """Return a note on metrics that are not finite though there is no event."""
+    names = ", ".join(f"{name} is {value}" for name, value in metrics.items())
+    lines = [f"{operation} at {line}" for operation, line in list(report.discarded)[:3]]
+    made = f"; values that were not finite, and that numpy may have read, came from {', '.join(lines)}" if lines else ""
+    return f"{names} without an event{made}"
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -78,7 +78,6 @@ class Event:
     origin_operation: str | None = None
     origin_source: Source | None = None
     cause: str = ""
-
     node: str | None = None
     capture: Capture | str = field(default="it is not known what it was called with", repr=False)
 

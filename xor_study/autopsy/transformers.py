@@ -83,6 +83,14 @@ class AutopsyCallback(_library.TrainerCallback):  # type: ignore[misc]  # untype
             )
         self._watching.note_resumption(state.global_step)
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **kwargs: Any) -> None:
+        """Look at the metrics of an evaluation."""
+        self._watching.see_metrics(metrics)
+
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **kwargs: Any) -> None:
+        """Look at the metrics of a prediction."""
+        self._watching.see_metrics(metrics)
+
     def _watched(self, trainer: Any, method: Callable[..., Any]) -> Callable[..., Any]:
         """Return a method of a Trainer that is called in a block, unless it is called in one already."""
 
