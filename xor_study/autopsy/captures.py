@@ -27,7 +27,7 @@ _WHOLE = 2**14
 """Bytes of the largest tensor of a product or softmax that is kept whole."""
 
 _ELEMENTS = 8
-_CHUNK = 2**18
+_CHUNK = 2**16
 # The result is `self` plus something. If it is not finite with 0 in place of `self`, then whatever `self` was.
 _ADDING = ("add_", "addcdiv_", "addcmul_", "sub_", "_foreach_add_", "_foreach_addcdiv_", "_foreach_addcmul_")
 _WRITABLE = (bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
@@ -45,6 +45,7 @@ class Capture:
         elements: the number of the result's elements that the kept inputs give, and of all; None where all are kept.
         unknown: the arguments whose values from before it overwrote them are not known; zeros stand for them.
         random: whether it draws random numbers.
+        nbytes: of the copies.
     """
 
     operation: str
@@ -55,6 +56,7 @@ class Capture:
     elements: tuple[int, int] | None
     unknown: list[str]
     random: bool
+    nbytes: int
 
     @property
     def tensors(self) -> list[tuple[str, Tensor]]:
@@ -89,7 +91,7 @@ class Captures:
         try:
             if len(self._report.events) >= EVENTS:
                 raise NotKeptError(f"only the first {EVENTS} events keep their inputs")
-            room = ALL_BYTES - sum(_bytes(capture) for capture in self._kept)
+            room = ALL_BYTES - sum(capture.nbytes for capture in self._kept)
             capture = _capture(execution, result, index, min(EVENT_BYTES, room))
         except NotKeptError as reason:
             return str(reason)
@@ -97,10 +99,6 @@ class Captures:
             return f"its inputs could not be kept ({error})"
         self._kept.add(capture)
         return capture
-
-
-def _bytes(capture: Capture) -> int:
-    return sum(tensor.nbytes for _, tensor in capture.tensors)
 
 
 def _capture(execution: Execution, result: Tensor | None, index: int, room: int) -> Capture:
@@ -129,6 +127,7 @@ def _capture(execution: Execution, result: Tensor | None, index: int, room: int)
         elements=(copies.kept, result.numel()) if copies.kept and result is not None else None,
         unknown=copies.unknown,
         random=torch.Tag.nondeterministic_seeded in execution.func.tags,
+        nbytes=room - copies.room,
     )
 
 
@@ -253,11 +252,12 @@ def _product_parts(args: tuple[Any, ...], result: Tensor) -> tuple[dict[int, Ten
     if args[-2] is args[-1]:  # it can't be a row and a column
         return {}, 0
     left, right = (argument.detach() for argument in args[-2:])
-    rows, columns = torch.isfinite(left).all(-1), torch.isfinite(right).all(-2)
-    bad = ~torch.isfinite(result)
-    made = bad & rows.unsqueeze(-1) & columns.unsqueeze(-2)
-    position = torch.nonzero(made if made.any() else bad)[0].tolist()
-    *batch, row, column = [slice(index, index + 1) for index in position]
+    # A row or column is finite if its bounds are.
+    bounds = [left.amin(-1, True), left.amax(-1, True), right.amin(-2, True), right.amax(-2, True)]
+    made = made_at(result, bounds)
+    if made is None:
+        return {}, 0
+    *batch, row, column = [slice(int(index), int(index) + 1) for index in torch.unravel_index(made[0], result.shape)]
     parts = {id(args[-2]): left[(*batch, row)], id(args[-1]): right[(*batch, slice(None), column)]}
     if len(args) == 3:
         parts[id(args[0])] = args[0].detach().expand(result.shape)[(*batch, row, column)]
@@ -271,8 +271,10 @@ def _softmax_parts(args: tuple[Any, ...], result: Tensor) -> tuple[dict[int, Ten
         args: the scores, of any shape, and the dimension of the softmax.
         result: of the same shape.
     """
-    position = torch.nonzero(~torch.isfinite(result))[0].tolist()
-    row = [slice(index, index + 1) for index in position]
+    made = made_at(result, [])
+    if made is None:
+        return {}, 0
+    row = [slice(int(index), int(index) + 1) for index in torch.unravel_index(made[0], result.shape)]
     row[args[1]] = slice(None)
     part = args[0].detach()[tuple(row)]
     return {id(args[0]): part}, part.numel()
@@ -299,18 +301,34 @@ def made_at(result: Tensor, inputs: list[Tensor]) -> Tensor | None:
         result: of any shape.
         inputs: that can be broadcast to that shape.
     """
-    flat, shape = result.flatten(), result.shape  # a view where the result is contiguous
+    flat = result.flatten()  # a view where the result is contiguous
     first: Tensor | None = None
     for start in range(0, flat.numel(), _CHUNK):
         bad = torch.nonzero(~torch.isfinite(flat[start : start + _CHUNK]), as_tuple=True)[0] + start
         if not len(bad):
             continue
         first = bad[:_ELEMENTS] if first is None else first
-        index = torch.unravel_index(bad, shape)
-        given = [tensor.detach().expand(shape)[index] for tensor in inputs]
-        infinite = torch.stack([~torch.isfinite(values) for values in given]).any(0) if given else bad < 0
-        nan = torch.stack([torch.isnan(values) for values in given]).any(0) if given else bad < 0
-        made = bad[~infinite | (torch.isnan(flat[bad]) & ~nan)]
-        if len(made):
-            return made[:_ELEMENTS]
+        # Mostly the first few are enough.
+        for some in (bad[:_ELEMENTS], bad[_ELEMENTS:]):
+            made = some[_newly_bad(flat[some], some, result.shape, inputs)]
+            if len(made):
+                return made[:_ELEMENTS]
     return first
+
+
+def _newly_bad(values: Tensor, indices: Tensor, shape: torch.Size, inputs: list[Tensor]) -> Tensor:
+    """Return which elements that are not finite are worse than what was read there, shape (n,).
+
+    Args:
+        values: the elements, shape (n,).
+        indices: their flat indices, shape (n,).
+        shape: of the result.
+        inputs: that can be broadcast to that shape.
+    """
+    index = torch.unravel_index(indices, shape)
+    given = [tensor.detach().expand(shape)[index] for tensor in inputs]
+    infinite, nan = torch.zeros_like(indices, dtype=torch.bool), torch.zeros_like(indices, dtype=torch.bool)
+    for read in given:
+        infinite |= ~torch.isfinite(read)
+        nan |= torch.isnan(read)
+    return ~infinite | (torch.isnan(values) & ~nan)
