@@ -164,6 +164,15 @@ def test_a_row_needs_its_values_and_its_phase() -> None:
     assert advice_for(event) is None
 
 
+def test_values_are_of_the_elements_that_went_wrong() -> None:
+    """The first elements of the exponents are infinite, as a mask gives them; the fourth overflows."""
+    mask = torch.tensor([INF, -INF, INF, 0, 0])
+    event = first_event(lambda: (leaf(1, 2, 3, 100, 200) + mask).exp().clamp(max=1e30).log())
+    assert event.operation == "aten.exp.default"
+    assert event.inputs[0].offending == (100, 200)
+    assert event.advice == next(row.advice for row in ROWS if row.name == "overflow of exp")
+
+
 def test_the_story_ends_with_the_advice() -> None:
     with autopsy() as report:
         leaf(0, 1).log().sum().backward()

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from xor_study.autopsy import NonFiniteError, autopsy
+from xor_study.autopsy.callbacks import TrainerBlock, require
 
 
 @autopsy
@@ -134,3 +135,22 @@ def test_a_block_may_be_left_before_a_mode_that_was_entered_later() -> None:
     mode.__exit__(None, None, None)
     assert [event.operation for event in report.events] == ["aten.log.default"]
     assert not _get_current_dispatch_mode_stack()
+
+
+def test_each_rank_with_an_event_prints_its_story(capsys: pytest.CaptureFixture[str]) -> None:
+    block = TrainerBlock({"keep": 3})
+    for rank in range(3):
+        block.open()
+        torch.tensor(float(rank)).log().item()
+        block.close(None, rank, ranks=3)
+        assert not block.is_open
+    assert capsys.readouterr().err.startswith("[rank 0] Step 1, forward: aten.log.default made 1 infinite of 1 element.")
+    block.close(None, 0, ranks=3)  # again, as a trainer may
+    assert capsys.readouterr().err == ""
+
+
+def test_a_missing_library_is_named_with_its_extra() -> None:
+    with pytest.raises(ImportError, match=r"needs no_such_library: pip install 'xor-study\[lightning\]'"):
+        require("no_such_library.part", "lightning")
+    with pytest.raises(ImportError, match="No module named 'xor_study.no_such_part'"):
+        require("xor_study.no_such_part", "lightning")

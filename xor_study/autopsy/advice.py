@@ -133,7 +133,11 @@ def _too_few(event: Event) -> bool:
 
 
 def _overflows(event: Event) -> bool:
-    return event.kind in ("overflow", "infinite") and _finite_inputs(event)
+    return event.kind in ("overflow", "infinite") and any(map(math.isfinite, _there(event, "self")))
+
+
+def _infinite_of_finite(event: Event) -> bool:
+    return event.kind == "infinite" and _finite_inputs(event)
 
 
 def _in_half(event: Event) -> bool:
@@ -410,7 +414,7 @@ ROWS = [
         "_ctc_loss _cudnn_ctc_loss",
         "forward",
         (),
-        _overflows,
+        _infinite_of_finite,
         Advice(
             "The target is longer than the input allows (repeated labels need a blank between them), so the loss is "
             "infinite: pass zero_infinity=True, or leave such samples out.",

@@ -10,7 +10,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from xor_study.autopsy.finiteness import tensors_in
+from xor_study.autopsy.finiteness import nonfinite_indices, tensors_in
 from xor_study.autopsy.operations import Execution, Operation
 from xor_study.autopsy.report import Report
 
@@ -80,19 +80,19 @@ class Captures:
         self._report = report
         self._kept: WeakSet[Capture] = WeakSet()
 
-    def take(self, execution: Execution, result: Tensor | None, index: int) -> Capture | str:
+    def take(self, execution: Execution, result: Tensor | None, indices: Tensor | None) -> Capture | str:
         """Return a call, or why it can't be kept.
 
         Args:
-            execution: the operation, which has just run.
+            execution: the operation, which has just run, as `only_item` gives it.
             result: its first result that is not finite.
-            index: of that among the results.
+            indices: of its elements, as `culprits` gives them.
         """
         try:
             if len(self._report.events) >= EVENTS:
                 raise NotKeptError(f"only the first {EVENTS} events keep their inputs")
             room = ALL_BYTES - sum(capture.nbytes for capture in self._kept)
-            capture = _capture(execution, result, index, min(EVENT_BYTES, room))
+            capture = _capture(execution, result, indices, min(EVENT_BYTES, room))
         except NotKeptError as reason:
             return str(reason)
         except Exception as error:  # a tensor of some unusual kind: that must not end the program that is watched
@@ -101,7 +101,53 @@ class Captures:
         return capture
 
 
-def _capture(execution: Execution, result: Tensor | None, index: int, room: int) -> Capture:
+def only_item(execution: Execution, index: int) -> Execution:
+    """Return an execution; of an operation on lists, only what belongs to one result."""
+    if not execution.operation.short.startswith(("_foreach_", "_fused_")):
+        return execution
+    args = tuple(_item(value, index) for value in execution.args)
+    return execution._replace(args=args, kwargs={name: _item(value, index) for name, value in execution.kwargs.items()})
+
+
+def _item(value: Any, index: int) -> Any:
+    return [value[index]] if isinstance(value, list | tuple) and index < len(value) else value
+
+
+def culprits(execution: Execution, result: Tensor) -> Tensor | None:
+    """Return flat indices of elements that are not finite, shape (n,), n at most 8; None if unknown.
+
+    Of an operation that works element by element, they are of elements that it made inf or NaN itself, if there are.
+
+    Args:
+        execution: the operation, as `only_item` gives it.
+        result: that is not finite.
+    """
+    plain = result.dim() and result.layout == torch.strided and result.itemsize > 1 and type(result) is Tensor
+    if plain and _is_elementwise(execution.operation):
+        read = [_before(execution, tensor) for tensor in _given(execution)]
+        known = [tensor for tensor in read if tensor is not None and tensor.is_floating_point()]
+        if all(_fits(tensor, result.shape) for tensor in known):
+            return made_at(result.detach(), known)
+    return nonfinite_indices(result, _ELEMENTS)
+
+
+def _is_elementwise(operation: Operation) -> bool:
+    return operation.pointwise or operation.short.startswith("_foreach_")
+
+
+def _given(execution: Execution) -> list[Tensor]:
+    return list(tensors_in([*execution.args, *execution.kwargs.values()]))
+
+
+def _before(execution: Execution, tensor: Tensor) -> Tensor | None:
+    """Return a tensor as it was before the operation; None if that is not known."""
+    old = execution.before.get(id(tensor))
+    if old is None and id(tensor) not in execution.written_ids():
+        return tensor
+    return old if isinstance(old, Tensor) else None
+
+
+def _capture(execution: Execution, result: Tensor | None, indices: Tensor | None, room: int) -> Capture:
     """Return a call.
 
     Raises:
@@ -111,10 +157,7 @@ def _capture(execution: Execution, result: Tensor | None, index: int, room: int)
     if not hasattr(execution.func, "_schema"):
         raise NotKeptError(f"{operation.name} is a higher-order operator: it was called with Python functions")
     args, kwargs = execution.args, execution.kwargs
-    if operation.short.startswith(("_foreach_", "_fused_")):
-        args = tuple(_item(value, index) for value in args)
-        kwargs = {name: _item(value, index) for name, value in kwargs.items()}
-    copies = _Copies(execution._replace(args=args, kwargs=kwargs), result, room)
+    copies = _Copies(execution, result, indices, room)
     new_args = tuple(copies.of(name, value) for name, value in operation.named(args, {}))
     new_kwargs = {name: copies.of(name, value) for name, value in kwargs.items()}
     written = [] if operation.returns_written else operation.written_ids(args, kwargs)
@@ -131,11 +174,6 @@ def _capture(execution: Execution, result: Tensor | None, index: int, room: int)
     )
 
 
-def _item(value: Any, index: int) -> Any:
-    """Return an argument; of a list only the item that belongs to one result."""
-    return [value[index]] if isinstance(value, list | tuple) and index < len(value) else value
-
-
 @dataclass
 class _Copies:
     """Copies of the tensors that an operation was called with.
@@ -143,6 +181,7 @@ class _Copies:
     Args:
         execution: the operation.
         result: its first result that is not finite.
+        indices: of its elements, as `culprits` gives them.
         room: the number of bytes that the copies may take.
 
     Attributes:
@@ -157,6 +196,7 @@ class _Copies:
 
     execution: Execution
     result: Tensor | None
+    indices: Tensor | None
     room: int
     made: dict[int, Tensor] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
@@ -169,13 +209,9 @@ class _Copies:
         result, operation = self.result, self.execution.operation
         if result is None or not result.dim() or result.layout != torch.strided:
             return
-        if operation.pointwise or operation.short.startswith("_foreach_"):
-            given = tensors_in([*self.execution.args, *self.execution.kwargs.values()])
-            read = [self._before(tensor) for tensor in given]
-            known = [tensor for tensor in read if tensor is not None and tensor.is_floating_point()]
-            if all(_fits(tensor, result.shape) for tensor in known):
-                self.positions = made_at(result.detach(), known)
-                self.kept = 0 if self.positions is None else len(self.positions)
+        if _is_elementwise(operation) and all(_fits(tensor, result.shape) for tensor in _given(self.execution)):
+            self.positions = self.indices
+            self.kept = 0 if self.positions is None else len(self.positions)
         elif operation.short in _IN_PARTS and not operation.written and _is_large([*self.execution.args, result]):
             self.parts, self.kept = _IN_PARTS[operation.short](self.execution.args, result.detach())
 
@@ -193,13 +229,6 @@ class _Copies:
             return torch.device("cpu") if isinstance(value, torch.device) else value
         raise NotKeptError(f"its argument {name} is a {type(value).__name__}, which a script can't hold")
 
-    def _before(self, tensor: Tensor) -> Tensor | None:
-        """Return a tensor as it was before the operation; None if that is not known."""
-        old = self.execution.before.get(id(tensor))
-        if old is None and id(tensor) not in self.execution.written_ids():
-            return tensor
-        return old if isinstance(old, Tensor) else None
-
     def _tensor(self, name: str, tensor: Tensor) -> Tensor:
         if id(tensor) not in self.made:
             plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
@@ -210,7 +239,7 @@ class _Copies:
         return self.made[id(tensor)]
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
-        old = self._before(tensor)
+        old = _before(self.execution, tensor)
         chosen = self._chosen(tensor if old is None else old)
         self.room -= chosen.nbytes
         if self.room < 0:

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from xor_study.autopsy import sources
-from xor_study.autopsy.captures import Capture, Captures
+from xor_study.autopsy.captures import Captures, culprits, only_item
 from xor_study.autopsy.events import Call, Contexts, Evidence, Operand, newly_bad_elements
 from xor_study.autopsy.finiteness import (
     State,
     Summary,
     at_indices,
     looks_finite,
-    nonfinite_indices,
     state_of,
     summarise,
     summarise_number,
@@ -35,8 +34,11 @@ from xor_study.autopsy.taint import Candidate, Value, Verdicts
 from xor_study.autopsy.widening import kind, without_bad_inputs
 
 _NO_COPIES: Mapping[int, Tensor | State] = MappingProxyType({})
+_SHOWN = 3
+"""Elements of each tensor in a story."""
+
 _NOT_MADE = {
-    "operation": "",
+    "operation": "it is not known what it gave",
     "outside": "its values came in from outside: no operation that was watched has made them",
     "constant": "the code itself asks for this value",
 }
@@ -204,8 +206,7 @@ class Immediate:
         def evidence(origin: str) -> Evidence:
             if stack.compiled:
                 self._report.note(COMPILED)
-            named = self._named(_evidence(execution, results, origin), execution)
-            return self._with_capture(named, execution, results, origin)
+            return self._named(_evidence(execution, results, origin, self._captures), execution)
 
         def unexplained() -> bool:
             if execution.operation.pointwise:
@@ -228,32 +229,27 @@ class Immediate:
         )
         return evidence._replace(inputs=inputs)
 
-    def _with_capture(self, evidence: Evidence, execution: Execution, results: list[Operand], origin: str) -> Evidence:
-        """Return evidence with what it takes to repeat the operation, and autograd's name for it in a backward."""
-        capture: Capture | str = _NOT_MADE[origin]
-        if origin == "operation":
-            bad = ((i, result.tensor) for i, result in enumerate(results) if result.state > State.FINITE)
-            index, tensor = next(bad, (0, None))
-            capture = self._captures.take(execution, tensor, index)
-        node: Any = torch._C._current_autograd_node()
-        return evidence._replace(node=node.name() if node is not None else None, capture=capture)
-
 
 def _is_nan_still(tensor: Tensor, value: Value, written: set[int]) -> bool:
     """Return whether a tensor of a storage known to hold NaN holds it itself; what was overwritten held it before."""
     return value.state == State.NAN and (id(tensor) in written or not looks_finite(tensor))
 
 
-def _evidence(execution: Execution, results: list[Operand], origin: str) -> Evidence:
-    """Return what the values of an operation say."""
+def _evidence(execution: Execution, results: list[Operand], origin: str, captures: Captures) -> Evidence:
+    """Return what the values of an operation say, and what it takes to repeat it."""
     worst = max((result.state for result in results), default=State.FINITE)
     sort = kind(execution, worst) if origin == "operation" else "unknown"
+    node: Any = torch._C._current_autograd_node()
+    name = node.name() if node is not None else None
     for index, result in enumerate(results):
         if result.state > State.FINITE and result.tensor is not None:
-            indices = nonfinite_indices(result.tensor)
-            inputs = _summaries(execution, index, result.tensor.shape, indices)
-            return Evidence(sort, tuple(inputs), (summarise("output", result.tensor, indices),))
-    return Evidence(sort, tuple(_summaries(execution, 0, None, None)), ())
+            item = only_item(execution, index)
+            indices = culprits(item, result.tensor)
+            capture = captures.take(item, result.tensor, indices) if origin == "operation" else _NOT_MADE[origin]
+            first = indices[:_SHOWN] if indices is not None else None
+            inputs = _summaries(execution, index, result.tensor.shape, first)
+            return Evidence(sort, tuple(inputs), (summarise("output", result.tensor, first),), name, capture)
+    return Evidence(sort, tuple(_summaries(execution, 0, None, None)), (), name, _NOT_MADE[origin])
 
 
 def _summaries(execution: Execution, index: int, shape: torch.Size | None, indices: Tensor | None) -> Iterator[Summary]:
