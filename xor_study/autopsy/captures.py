@@ -332,6 +332,7 @@ def made_at(result: Tensor, inputs: list[Tensor]) -> Tensor | None:
     """
     flat = result.flatten()  # a view where the result is contiguous
     first: Tensor | None = None
+    made: list[Tensor] = []
     for start in range(0, flat.numel(), _CHUNK):
         bad = torch.nonzero(~torch.isfinite(flat[start : start + _CHUNK]), as_tuple=True)[0] + start
         if not len(bad):
@@ -339,10 +340,10 @@ def made_at(result: Tensor, inputs: list[Tensor]) -> Tensor | None:
         first = bad[:_ELEMENTS] if first is None else first
         # Mostly the first few are enough.
         for some in (bad[:_ELEMENTS], bad[_ELEMENTS:]):
-            made = some[_newly_bad(flat[some], some, result.shape, inputs)]
-            if len(made):
-                return made[:_ELEMENTS]
-    return first
+            made.append(some[_newly_bad(flat[some], some, result.shape, inputs)])
+            if sum(map(len, made)) >= _ELEMENTS:
+                return torch.cat(made)[:_ELEMENTS]
+    return torch.cat(made) if any(map(len, made)) else first
 
 
 def _newly_bad(values: Tensor, indices: Tensor, shape: torch.Size, inputs: list[Tensor]) -> Tensor:

@@ -10,8 +10,6 @@ from threading import get_ident
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode, _push_mode
-
 from xor_study.autopsy.report import Report
 
 P = ParamSpec("P")
@@ -52,31 +50,19 @@ class Block(AbstractContextManager[Report]):
         self._make = make
         self._entered = make()  # wrong names of options are refused here, not when the block is entered
         self._used = False
-        self._mode: TorchDispatchMode | None = None
 
     def __enter__(self) -> Report:
         """Begin to watch, and return the report that is being written."""
         if self._used:
             self._entered = self._make()
         self._used = True
-        before = _modes()
-        report = self._entered.__enter__()
-        self._mode = next(mode for mode in _modes() if mode not in before)
-        return report
+        return self._entered.__enter__()
 
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         """Stop watching, and complete the report."""
-        # A trainer or a fixture may have entered other modes that it leaves later; torch leaves whichever is on top.
-        above = []
-        while self._mode in _modes()[:-1]:
-            above.append(_pop_mode())
-        try:
-            return self._entered.__exit__(error_type, error, traceback)
-        finally:
-            for mode in reversed(above):
-                _push_mode(mode)
+        return self._entered.__exit__(error_type, error, traceback)
 
     def leave(self, error: BaseException | None) -> None:
         """Leave the block where no `with` does it.
@@ -96,12 +82,6 @@ class Block(AbstractContextManager[Report]):
     def __call__(self, function: Callable[P, R]) -> Watched[P, R]:
         """Return a function whose calls are watched with these options."""
         return _watched(function, self._make)
-
-
-def _modes() -> list[TorchDispatchMode]:
-    """Return the modes that are entered, the innermost last, without torch's own (fake tensors, tracing)."""
-    stack = _get_current_dispatch_mode_stack()
-    return [mode for mode in stack if getattr(mode, "_mode_key", None) is None]
 
 
 class Autopsy(Protocol, Generic[O]):

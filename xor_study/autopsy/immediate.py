@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from xor_study.autopsy import sources
-from xor_study.autopsy.captures import Captures, culprits, only_item
+from xor_study.autopsy.captures import Capture, Captures, culprits, only_item
 from xor_study.autopsy.events import Call, Contexts, Evidence, Operand, newly_bad_elements
 from xor_study.autopsy.finiteness import (
     State,
@@ -37,11 +37,9 @@ _NO_COPIES: Mapping[int, Tensor | State] = MappingProxyType({})
 _SHOWN = 3
 """Elements of each tensor in a story."""
 
-_NOT_MADE = {
-    "operation": "it is not known what it gave",
-    "outside": "its values came in from outside: no operation that was watched has made them",
-    "constant": "the code itself asks for this value",
-}
+_REPEATABLE = ("operation", "spread")
+_ASKED_FOR = "the code itself asks for this value"
+_FROM_OUTSIDE = "its values came in from outside: no operation that was watched has made them"
 _SWEEP_EVERY = 256
 _NEVER_FOLLOWED = ("abs", "copy_", "_local_scalar_dense")
 
@@ -241,15 +239,17 @@ def _evidence(execution: Execution, results: list[Operand], origin: str, capture
     sort = kind(execution, worst) if origin == "operation" else "unknown"
     node: Any = torch._C._current_autograd_node()
     name = node.name() if node is not None else None
+    capture: Capture | str = _ASKED_FOR if origin == "constant" else _FROM_OUTSIDE
     for index, result in enumerate(results):
         if result.state > State.FINITE and result.tensor is not None:
             item = only_item(execution, index)
             indices = culprits(item, result.tensor)
-            capture = captures.take(item, result.tensor, indices) if origin == "operation" else _NOT_MADE[origin]
+            if origin in _REPEATABLE:
+                capture = captures.take(item, result.tensor, indices)
             first = indices[:_SHOWN] if indices is not None else None
             inputs = _summaries(execution, index, result.tensor.shape, first)
             return Evidence(sort, tuple(inputs), (summarise("output", result.tensor, first),), name, capture)
-    return Evidence(sort, tuple(_summaries(execution, 0, None, None)), (), name, _NOT_MADE[origin])
+    return Evidence(sort, tuple(_summaries(execution, 0, None, None)), (), name, capture)
 
 
 def _summaries(execution: Execution, index: int, shape: torch.Size | None, indices: Tensor | None) -> Iterator[Summary]:
