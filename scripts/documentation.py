@@ -140,7 +140,7 @@ def shell(code: str, folder: Path) -> str:
     return done.stdout
 
 
-_ABOVE = re.compile(rf"  called from (?!{re.escape(SCRIPT)}:)")
+_ABOVE = re.compile(rf"(  |# )called from (?!{re.escape(SCRIPT)}:)")
 """A line of an autopsy's story about what called the block: this file and what runs it."""
 
 

@@ -36,6 +36,8 @@ ONLY_IN = {
     "rich": {"sweeps"},
     "llvmlite": {"engines"},
     "filelock": {"sweeps"},
+    "lightning": {"autopsy"},
+    "transformers": {"autopsy"},
 }
 
 

@@ -24,6 +24,8 @@ def pins(name: str) -> dict[str, str]:
 
 
 CONSTRAINTS = pins("constraints.txt")
+PINNED = ("dev", "bench", "lightning", "transformers")
+"""The extras whose packages have exact versions."""
 
 
 def requirements(name: str, extras: set[str]) -> Iterator[Requirement]:
@@ -63,7 +65,7 @@ def closure(*extras: str) -> dict[str, str | None]:
 
 
 def test_constraints_have_all_that_is_installed_in_the_same_version() -> None:
-    installed = closure("dev", "bench")
+    installed = closure(*PINNED)
     assert installed.keys() <= CONSTRAINTS.keys()
     different = {
         name: (version, CONSTRAINTS[name])
@@ -75,7 +77,7 @@ def test_constraints_have_all_that_is_installed_in_the_same_version() -> None:
 
 def test_constraints_have_nothing_else() -> None:
     """Packages that only another system or Python needs are in the lock, which is for all of them."""
-    assert CONSTRAINTS.keys() <= closure("dev", "bench").keys() | pins("requirements.lock").keys()
+    assert CONSTRAINTS.keys() <= closure(*PINNED).keys() | pins("requirements.lock").keys()
 
 
 def test_the_lock_has_the_constraints_with_hashes() -> None:
@@ -86,7 +88,7 @@ def test_the_lock_has_the_constraints_with_hashes() -> None:
 
 
 def test_lower_bounds_are_not_above_the_constraints() -> None:
-    optional = [text for extra in ("test", "docs", "bench", "dev") for text in PROJECT["optional-dependencies"][extra]]
+    optional = [text for extra in ("test", "docs", *PINNED) for text in PROJECT["optional-dependencies"][extra]]
     for text in [*PROJECT["dependencies"], *optional]:
         requirement = Requirement(text)
         if requirement.name != NAME:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from xor_study.autopsy import sources
+from xor_study.autopsy.captures import Capture
 from xor_study.autopsy.finiteness import State, Summary, newly_bad
 from xor_study.autopsy.modules import Modules
 from xor_study.autopsy.operations import Operation
@@ -205,11 +206,13 @@ class Operand:
 
 
 class Evidence(NamedTuple):
-    """What the values of a call's tensors say: `kind`, `inputs` and `outputs` of its `Event`."""
+    """What the values of a call's tensors say: these attributes of its `Event`."""
 
     kind: str
     inputs: tuple[Summary, ...]
     outputs: tuple[Summary, ...]
+    node: str | None = None
+    capture: Capture | str = 'batched checks keep no inputs: use checks="each", or give step='
 
 
 @dataclass(eq=False)
@@ -259,7 +262,7 @@ class Call:
             origin: as in `Event`.
         """
         context = self.context
-        kind, inputs, outputs = self.evidence(origin)
+        evidence = self.evidence(origin)
         return Event(
             operation=context.operation.name,
             phase=context.phase,
@@ -268,11 +271,9 @@ class Call:
             forward=context.forward.source() if context.forward else None,
             stack=_with_own(context.stack, context.own),
             step=context.step,
-            kind=kind,
             origin=origin,
-            inputs=inputs,
-            outputs=outputs,
             cause=context.bad_numbers if origin == "constant" else "",
+            **evidence._asdict(),
         )
 
 

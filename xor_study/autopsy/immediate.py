@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from xor_study.autopsy import sources
+from xor_study.autopsy.captures import Capture, Captures, culprits, only_item
 from xor_study.autopsy.events import Call, Contexts, Evidence, Operand, newly_bad_elements
 from xor_study.autopsy.finiteness import (
     State,
     Summary,
     at_indices,
     looks_finite,
-    nonfinite_indices,
     state_of,
     summarise,
     summarise_number,
@@ -35,6 +35,12 @@ from xor_study.autopsy.taint import Candidate, Value, Verdicts
 from xor_study.autopsy.widening import kind, without_bad_inputs
 
 _NO_COPIES: Mapping[int, Tensor | State] = MappingProxyType({})
+_SHOWN = 3
+"""Elements of each tensor in a story."""
+
+_REPEATABLE = ("operation", "spread")
+_ASKED_FOR = "the code itself asks for this value"
+_FROM_OUTSIDE = "its values came in from outside: no operation that was watched has made them"
 _SWEEP_EVERY = 256
 _NEVER_FOLLOWED = ("abs", "copy_", "_local_scalar_dense")
 
@@ -59,6 +65,7 @@ class Immediate:
         self._loop = contexts.loop
         self._near = near
         self._examined = 0
+        self._captures = Captures(report)
 
     def before(self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[int, Any]:
         """Return, by id, what an operation is going to overwrite."""
@@ -199,7 +206,7 @@ class Immediate:
         def evidence(origin: str) -> Evidence:
             if stack.compiled:
                 self._report.note(COMPILED)
-            return self._named(_evidence(execution, results, origin), execution)
+            return self._named(_evidence(execution, results, origin, self._captures), execution)
 
         def unexplained() -> bool:
             if execution.operation.pointwise:
@@ -228,16 +235,23 @@ def _is_nan_still(tensor: Tensor, value: Value, written: set[int]) -> bool:
     return value.state == State.NAN and (id(tensor) in written or not looks_finite(tensor))
 
 
-def _evidence(execution: Execution, results: list[Operand], origin: str) -> Evidence:
-    """Return what the values of an operation say."""
+def _evidence(execution: Execution, results: list[Operand], origin: str, captures: Captures) -> Evidence:
+    """Return what the values of an operation say, and what it takes to repeat it."""
     worst = max((result.state for result in results), default=State.FINITE)
     sort = kind(execution, worst) if origin == "operation" else "unknown"
+    node: Any = torch._C._current_autograd_node()
+    name = node.name() if node is not None else None
+    capture: Capture | str = _ASKED_FOR if origin == "constant" else _FROM_OUTSIDE
     for index, result in enumerate(results):
         if result.state > State.FINITE and result.tensor is not None:
-            indices = nonfinite_indices(result.tensor)
-            inputs = _summaries(execution, index, result.tensor.shape, indices)
-            return Evidence(sort, tuple(inputs), (summarise("output", result.tensor, indices),))
-    return Evidence(sort, tuple(_summaries(execution, 0, None, None)), ())
+            item = only_item(execution, index)
+            indices = culprits(item, result.tensor)
+            if origin in _REPEATABLE:
+                capture = captures.take(item, result.tensor, indices)
+            first = indices[:_SHOWN] if indices is not None else None
+            inputs = _summaries(execution, index, result.tensor.shape, first)
+            return Evidence(sort, tuple(inputs), (summarise("output", result.tensor, first),), name, capture)
+    return Evidence(sort, tuple(_summaries(execution, 0, None, None)), (), name, capture)
 
 
 def _summaries(execution: Execution, index: int, shape: torch.Size | None, indices: Tensor | None) -> Iterator[Summary]:

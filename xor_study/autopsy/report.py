@@ -12,10 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xor_study.autopsy.finiteness import Summary
 from xor_study.autopsy.sources import Source
+
+if TYPE_CHECKING:
+    from xor_study.autopsy.advice import Advice
+    from xor_study.autopsy.captures import Capture
 
 COMPILED = (
     "code under torch.compile ran uncompiled while it was watched: effects of its fused kernels alone (their rounding, "
@@ -52,6 +56,8 @@ class Event:
         count: the number of times that the same operation on the same line was at fault.
         order: the number of its candidate, by which events of one step are sorted.
         cause: of a number that is not finite in an optimizer's step, whose it is, such as "lr of SGD's group 0 is nan".
+        node: in a backward, autograd's name for the function whose derivative it computes, such as "SqrtBackward0".
+        capture: what `reproduce` needs, or why it can't.
     """
 
     operation: str
@@ -72,6 +78,8 @@ class Event:
     origin_operation: str | None = None
     origin_source: Source | None = None
     cause: str = ""
+    node: str | None = None
+    capture: Capture | str = field(default="it is not known what it was called with", repr=False)
 
     @property
     def severity(self) -> int:
@@ -98,9 +106,36 @@ class Event:
         line = f"{self.source}: {self.code}" if self.source else "at an unknown line"
         return f"{self.operation} ({self.phase}, step {self.step}{module}) {_did(self)}, {line}"
 
+    @property
+    def advice(self) -> Advice | None:
+        """What helps against a failure of this kind, from a table with sources; None if the table has no row for it."""
+        from xor_study.autopsy.advice import advice_for  # only a report asks for it
+
+        return advice_for(self)
+
+    def reproduce(self, path: str | os.PathLike[str]) -> None:
+        """Write a script that makes the call again, with its inputs, and needs nothing but torch.
+
+        The script prints how many values were not finite before and after, and exits with 1 if the failure shows.
+        Of an operation that works element by element, only elements at fault are kept; of others all inputs, up to
+        4 MiB for an event and 64 MiB for all. A custom operation's module must be imported in the script by hand.
+
+        Args:
+            path: of the script; an existing file is overwritten.
+
+        Raises:
+            ValueError: if the inputs were not kept (the message says why), or the failure does not show again.
+        """
+        from xor_study.autopsy.script import write
+
+        write(self, path)
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
-        return dataclasses.asdict(self) | {"filename": self.filename, "lineno": self.lineno, "code": self.code}
+        values = dataclasses.asdict(dataclasses.replace(self, capture=""))
+        del values["capture"]
+        advice = self.advice and self.advice._asdict()
+        return values | {"filename": self.filename, "lineno": self.lineno, "code": self.code, "advice": advice}
 
 
 @dataclass
@@ -281,6 +316,25 @@ class Report:
             and phase in (None, event.phase)
             and (reached is None or reached in event.reached)
         ]
+
+    def reproduce(self, path: str | os.PathLike[str]) -> None:
+        """Write a script that shows the first event's failure in isolation; see `Event.reproduce`.
+
+        Raises:
+            ValueError: if there is no event, or as `Event.reproduce` does.
+
+        Example:
+            >>> import torch
+            >>> from xor_study.autopsy import autopsy
+            >>> with autopsy() as report:
+            ...     scores = torch.full((2, 4), 90.0).exp()
+            >>> report.reproduce("failure.py")
+            >>> print(Path("failure.py").read_text().splitlines()[0])
+            # aten.exp.default (forward, step 1) made 8 infinite of 8 elements, ...
+        """
+        if self.first is None:
+            raise ValueError("there is nothing to reproduce: the report has no event")
+        self.first.reproduce(path)
 
     @contextmanager
     def allow(self) -> Iterator[None]:
@@ -512,6 +566,8 @@ def _event_story(event: Event) -> Iterator[str]:
     if reached:
         yield f"It reached {', '.join(reached)}."
     yield from (_ENDS[what] for what in event.reached if what in _ENDS)
+    if event.advice:
+        yield f"What helps: {event.advice.text} ({event.advice.source})"
 
 
 def _article(noun: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from xor_study.autopsy.decorator import both_forms
 from xor_study.autopsy.finiteness import has_numbers, numbers_in, plain_tensors, tensors_in
 from xor_study.autopsy.modules import Modules
 from xor_study.autopsy.patches import noticing_reads, watching_threads
@@ -24,7 +25,7 @@ from xor_study.autopsy.report import COMPILED, Event, Report, StepSummary, json_
 from xor_study.autopsy.watch import Watch
 
 
-@contextmanager
+@both_forms
 def autopsy(
     *,
     on_event: Literal["continue", "raise"] = "continue",
@@ -39,6 +40,9 @@ def autopsy(
     log: str | os.PathLike[str] | None = None,
 ) -> Iterator[Report]:
     """Watch all torch operations in this block, and find the earliest that turned finite inputs into inf or NaN.
+
+    Also a decorator: after `@autopsy` or `@autopsy(...)` on a function, each of its calls is a block of its own, and
+    the function's attribute `report` is the report of the last one.
 
     Steps are counted from 1 by the calls of `torch.optim` optimizers' `step` (of the one with most calls, if there are
     several): step k ends with the k-th call. A step that GradScaler skips counts too. Without such an optimizer

@@ -22,8 +22,10 @@ _HERE = f"{Path(__file__).parent}{os.sep}"
 _PROGRAM = str(Path(__file__).with_name("program.py"))
 _STANDARD = f"{Path(linecache.__file__).parent}{os.sep}"
 _INSTALLED = re.compile(r"[/\\](site|dist)-packages[/\\]")
-# What runs a notebook's cells stands below every line of the user's, and tells nothing.
-_RUNNERS = re.compile(r"[/\\](site|dist)-packages[/\\](IPython|ipykernel|tornado|_pytest|pluggy)[/\\]")
+# What runs a notebook's cells or tests stands below every line of the user's, and tells nothing.
+_RUNNERS = re.compile(
+    r"[/\\](site|dist)-packages[/\\](IPython|ipykernel|tornado|_?pytest|pluggy)[/\\]|[/\\]bin[/\\]pytest$"
+)
 _CELL = re.compile(r"<ipython-input-(\d+)-|[/\\]ipykernel_\d+[/\\]\d+\.py$")
 _DECORATORS = {"wrapper", "wrapped", "inner", "wrapped_func", "wrapper_func", "decorated", "decorate"}
 _OWN, _PACKAGE, _LIBRARY, _SCALER, _UPDATE, _PRINTING, _GRAPH, _ROOT, _FUNCTION, _COMPILER, _OPTIMIZER, _START = range(

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode,
+    _get_current_dispatch_mode_stack,
+    _pop_mode,
+    _push_mode,
+)
 
 from xor_study.autopsy import sources
 from xor_study.autopsy.deferred import Deferred
@@ -294,7 +300,13 @@ class Watch(TorchDispatchMode):
     def close(self) -> None:
         """Leave the stack of modes."""
         if self._active:
+            # A trainer or a fixture may have entered other modes, to leave them later; torch leaves the one on top.
+            above = []
+            while self in _modes()[:-1]:
+                above.append(_pop_mode())
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            for mode in reversed(above):
+                _push_mode(mode)
             self._active = False
 
     def batch(self) -> None:
@@ -406,3 +418,9 @@ def _other_rank() -> str:
     if size == 2:
         return f" (from rank {1 - rank}; this is rank {rank})"
     return f" (from a rank other than {rank}, of {size})"
+
+
+def _modes() -> list[TorchDispatchMode]:
+    """Return the modes that are entered, the innermost last, without torch's own (fake tensors, tracing)."""
+    stack = _get_current_dispatch_mode_stack()
+    return [mode for mode in stack if getattr(mode, "_mode_key", None) is None]
