@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from planted import Culprit, Training
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xor_study.autopsy import autopsy
 from xor_study.autopsy.near_misses import EDGES
@@ -299,14 +300,22 @@ def link(address: str) -> str:
 
 
 class Transformer(nn.Module):
-    """Four encoder layers of width 128 with a causal mask, over 256 symbols."""
+    """Four encoder layers with a causal mask, over 256 symbols.
 
-    def __init__(self) -> None:
+    Args:
+        width: of the layers.
+        before: whether a layer normalises its input, with GELU, as GPT-2 does, or its output, with ReLU.
+    """
+
+    def __init__(self, width: int, before: bool) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(128, 4, 512, batch_first=True)
-        self.embedding = nn.Embedding(256, 128)
+        activation = F.gelu if before else F.relu
+        layer = nn.TransformerEncoderLayer(
+            width, 4, 4 * width, batch_first=True, norm_first=before, activation=activation
+        )
+        self.embedding = nn.Embedding(256, width)
         self.layers = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
-        self.head = nn.Linear(128, 256)
+        self.head = nn.Linear(width, 256)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map symbols, shape (batch, length), to logits (batch, length, 256)."""
@@ -323,6 +332,45 @@ def convolutions() -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(2048, 10))
 
 
+class Residual(nn.Module):
+    """Two 3 x 3 convolutions with batch norm beside a shortcut: a block of ResNet-18 (He et al. 2016)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        first = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        second = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.body = nn.Sequential(first, nn.BatchNorm2d(channels), nn.ReLU(True), second, nn.BatchNorm2d(channels))
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or channels_in != channels:
+            narrow = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(narrow, nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map a batch of images, shape (n, channels_in, height, width)."""
+        return F.relu(self.body(x) + self.shortcut(x), inplace=True)
+
+
+def resnet18() -> nn.Sequential:
+    """Return ResNet-18 for ten classes."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(True)]
+    layers.append(nn.MaxPool2d(3, 2, 1))
+    for channels_in, channels, stride in ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)):
+        layers += [Residual(channels_in, channels, stride), Residual(channels, channels, 1)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
+
+
+class Bare(TorchDispatchMode):
+    """Passes every operation on and does nothing else: the least that any tool costs that sees all of them."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        return func(*args, **(kwargs or {}))
+
+
 def stepper(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Training:
     """Return a function that does one training step."""
 
@@ -337,18 +385,25 @@ def stepper(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Te
 def steppers() -> dict[str, tuple[nn.Module, Training]]:
     """Return the models and training steps that are timed."""
     torch.manual_seed(0)
-    transformer, cnn = Transformer(), convolutions()
-    tokens, images = torch.randint(256, (2, 8, 64)), torch.randn(16, 3, 32, 32)
-    return {
-        "transformer, width 128, 4 layers, batch 8 x 64, AdamW": (
-            transformer,
-            stepper(transformer, torch.optim.AdamW(transformer.parameters()), *tokens),
-        ),
-        "CNN, 32 x 32 images, batch 16, SGD with momentum": (
-            cnn,
-            stepper(cnn, torch.optim.SGD(cnn.parameters(), lr=0.01, momentum=0.9), images, torch.randint(10, (16,))),
-        ),
+    made: dict[str, tuple[nn.Module, Training]] = {}
+    texts = {
+        "transformer, 4 layers of 128, batch 8 x 64, AdamW": (Transformer(128, before=False), 8, 64),
+        "GPT-2, 4 layers of 256, batch 4 x 64, AdamW": (Transformer(256, before=True), 4, 64),
+        "GPT-2, 4 layers of 64, batch 2 x 16, AdamW": (Transformer(64, before=True), 2, 16),
     }
+    for name, (model, batch, length) in texts.items():
+        made[name] = (
+            model,
+            stepper(model, torch.optim.AdamW(model.parameters()), *torch.randint(256, (2, batch, length))),
+        )
+    images = {
+        "CNN, batch 16 of 32 x 32, SGD with momentum": (convolutions(), 16, 32),
+        "ResNet-18, batch 8 of 64 x 64, SGD with momentum": (resnet18(), 8, 64),
+    }
+    for name, (model, batch, size) in images.items():
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        made[name] = model, stepper(model, optimizer, torch.randn(batch, 3, size, size), torch.randint(10, (batch,)))
+    return made
 
 
 def milliseconds(step: Training, repeats: int) -> float:
@@ -359,7 +414,13 @@ def milliseconds(step: Training, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats * 1000
 
 
-COSTLY = {"near misses": "with near misses", "lint": "with lint", "after an event": "after an event"}
+COSTLY = {
+    "bare": "a mode that does nothing",
+    "anomaly": "anomaly mode",
+    "near misses": "with near misses",
+    "lint": "with lint",
+    "after an event": "after an event",
+}
 
 
 def cost(rounds: int, repeats: int) -> pd.DataFrame:
@@ -374,6 +435,10 @@ def cost(rounds: int, repeats: int) -> pd.DataFrame:
             with autopsy() as report:
                 times["autopsy"].append(milliseconds(step, repeats))
             assert report.first is None
+            with Bare():
+                times["bare"].append(milliseconds(step, repeats))
+            with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(True):
+                times["anomaly"].append(milliseconds(step, repeats))
             with autopsy(near_misses=True):
                 times["near misses"].append(milliseconds(step, repeats))
             with autopsy(lint=True):

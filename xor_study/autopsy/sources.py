@@ -24,7 +24,7 @@ _STANDARD = f"{Path(linecache.__file__).parent}{os.sep}"
 _INSTALLED = re.compile(r"[/\\](site|dist)-packages[/\\]")
 # What runs a notebook's cells or tests stands below every line of the user's, and tells nothing.
 _RUNNERS = re.compile(
-    r"[/\\](site|dist)-packages[/\\](IPython|ipykernel|tornado|_?pytest|pluggy)[/\\]|[/\\]bin[/\\]pytest$"
+    r"[/\\](site|dist)-packages[/\\](IPython|ipykernel|tornado|execnet|xdist|_?pytest|pluggy)[/\\]|[/\\]bin[/\\]pytest$"
 )
 _CELL = re.compile(r"<ipython-input-(\d+)-|[/\\]ipykernel_\d+[/\\]\d+\.py$")
 _DECORATORS = {"wrapper", "wrapped", "inner", "wrapped_func", "wrapper_func", "decorated", "decorate"}
