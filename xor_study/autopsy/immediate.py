@@ -139,7 +139,7 @@ class Immediate:
         self._verdicts.raise_news()
 
     def _follow(self, execution: Execution, written: set[int]) -> bool:
-        """Hand on NaN that follows from an earlier step's event, and return whether that is all there is to do.
+        """Hand on what follows from an earlier step's event, and return whether that is all there is to do.
 
         After an event most operations give NaN; this keeps them cheap.
         """
@@ -148,7 +148,11 @@ class Immediate:
             return False
         read = list(self._known(tensors_in([*execution.args, *execution.kwargs.values()])))
         taint = {candidate for _, value in read for candidate in value.taint}
-        if not self._is_old(taint) or not any(_is_nan_still(tensor, value, written) for tensor, value in read):
+        if not self._is_old(taint):
+            return False
+        # What has spoilt the training explains all that comes of it; less, only NaN that stays NaN.
+        serious = all(cause.event.severity == 0 for cause in _causes(taint))
+        if not serious and not any(_is_nan_still(tensor, value, written) for tensor, value in read):
             return False
         results = execution.results()
         spoilt = [tensor for tensor in results if not looks_finite(tensor)]
@@ -170,7 +174,7 @@ class Immediate:
 
     def _is_old(self, taint: set[Candidate]) -> bool:
         """Return whether all causes are events of earlier steps, so that nothing new can come of their values."""
-        causes = [candidate for candidate in taint if candidate.real or candidate.event.reached]
+        causes = _causes(taint)
         return bool(causes) and all(cause.settled and cause.event.step < self._loop.step for cause in causes)
 
     def _hand_on(self, tensor: Tensor, taint: set[Candidate], written: bool) -> None:
@@ -228,6 +232,11 @@ class Immediate:
             for summary in evidence.inputs
         )
         return evidence._replace(inputs=inputs)
+
+
+def _causes(taint: set[Candidate]) -> list[Candidate]:
+    """Return the candidates without constants, such as masks, that had no effect."""
+    return [candidate for candidate in taint if candidate.real or candidate.event.reached]
 
 
 def _is_nan_still(tensor: Tensor, value: Value, written: set[int]) -> bool:

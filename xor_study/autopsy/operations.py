@@ -24,7 +24,10 @@ _INSPECTING = {
     *("allclose", "eq", "equal", "ge", "gt", "is_nonzero", "isfinite", "isinf", "isnan", "isneginf", "isposinf"),
     *("le", "lt", "ne", "signbit"),
 }
-_MOVING = {"_to_copy", "cat", "clone", "contiguous", "copy_", "index_select", "neg", "stack"}
+_MOVING = {
+    *("_to_copy", "cat", "clone", "contiguous", "copy_", "index_select", "neg", "stack"),
+    *("select_backward", "slice_backward"),  # they pad with zeros
+}
 # No rule in a schema says these; the lists are from reading the operations' definitions.
 _SELECTING = {
     *("aminmax", "amax", "amin", "argmax", "argmin", "argsort", "cummax", "cummin", "fmax", "fmin", "gather", "index"),
@@ -51,8 +54,8 @@ _SUMMING = {
     *("sum", "mean", "mm", "bmm", "addmm", "baddbmm", "dot", "mv", "addmv", "convolution", "var", "std", "var_mean"),
     *("native_layer_norm", "native_batch_norm", "native_group_norm", "linalg_vector_norm", "norm", "prod"),
 }
-# They pad with zeros or reshape, so their outputs hold the inputs' values and nothing new.
-_SHAPE_ONLY = {"select_backward", "slice_backward", "_unsafe_view"}
+# A view that its schema does not call one.
+_SHAPE_ONLY = {"_unsafe_view"}
 # Their further outputs are saved for the backward: statistics, indices, workspaces.
 _PRIVATE = ("_", "native_", "cudnn_", "miopen_", "mkldnn_")
 _NUMBERS = {"Tensor", "number", "float", "Optional[number]", "Optional[float]"}
@@ -91,7 +94,7 @@ class Operation:
         updates_scale: whether it ends GradScaler's step.
         returns_written: whether it returns all that it writes.
         plain: whether it returns one tensor and writes none.
-        simple: whether it is plain and checked.
+        simple: whether it is checked and returns one tensor, which is all that it may write.
         numbers: names of the arguments that are numbers which enter the values.
         positions: index of each argument that may be given by position.
     """
@@ -207,6 +210,7 @@ def describe(func: Any) -> Operation:
     creates = _creates(schema, short)
     checked = not (creates or _computes_nothing(schema, namespace, short, written))
     plain = not written and len(schema.returns) == 1
+    returns_written = not written or any(map(_is_written, schema.returns))
     return Operation(
         name=str(func),
         short=short,
@@ -230,9 +234,9 @@ def describe(func: Any) -> Operation:
         repeatable=torch.Tag.nondeterministic_seeded not in func.tags and not outs and namespace == "aten",
         unscales=short == "_amp_foreach_non_finite_check_and_unscale_",
         updates_scale=short == "_amp_update_scale_",
-        returns_written=not written or any(map(_is_written, schema.returns)),
+        returns_written=returns_written,
         plain=plain,
-        simple=checked and plain,
+        simple=checked and len(schema.returns) == 1 and (plain or (len(written) == 1 and returns_written)),
         numbers=frozenset(_names(arguments, lambda argument: str(argument.type).rstrip("?") in _NUMBERS)),
         positions={argument.name: i for i, argument in enumerate(arguments) if not argument.kwarg_only},
     )

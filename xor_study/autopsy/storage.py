@@ -86,6 +86,11 @@ class Origins:
     def __init__(self) -> None:
         self._known: dict[int, Origin] = {}
 
+    @property
+    def any(self) -> bool:
+        """Whether anything is known."""
+        return bool(self._known)
+
     def note(self, tensor: Tensor, name: str, operation: str, source: Source | None) -> None:
         """Note where a tensor's values come from."""
         key = storage_key(tensor)
@@ -97,7 +102,7 @@ class Origins:
 
     def forget(self, tensor: Tensor) -> None:
         """Forget what is known of a tensor that an operation has written."""
-        if self._known and (key := storage_key(tensor)) is not None:
+        if (key := storage_key(tensor)) is not None:
             self._known.pop(key, None)
 
     def of(self, key: int | None) -> Origin | None:

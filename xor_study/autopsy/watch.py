@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
     _get_current_dispatch_mode,
@@ -32,6 +33,7 @@ from xor_study.autopsy.operations import Execution, Operation, describe
 from xor_study.autopsy.patches import keep_uncompiled
 from xor_study.autopsy.report import NonFiniteError, Report
 from xor_study.autopsy.sites import Sites, accumulating, graph_task, next_sequence
+from xor_study.autopsy.storage import storage_key
 from xor_study.autopsy.taint import Value, Verdicts
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ _TRACING = (
     torch._C._TorchDispatchModeKey.FUNCTIONAL,
     torch._C._TorchDispatchModeKey.PROXY,
 )
+_PLAIN = {Tensor, Parameter}
 _NOTHING: Mapping[int, Any] = MappingProxyType({})
 _MOST_ERRORS = 10
 """Internal errors after which nothing more is watched."""
@@ -145,7 +148,7 @@ class Watch(TorchDispatchMode):
             sequence = next_sequence()
             if sequence != self._sites.thread.sequence:
                 self._enter_site(func, operation, args, sequence, sys._getframe(1))
-            if operation.checked and (self._batched or operation.written or operation.updates_scale):
+            if operation.checked and (operation.written or self._batched or operation.updates_scale):
                 before = self._before(operation, args, kwargs)
             if self._lint is not None:
                 facts = self._lint.before(func, args)
@@ -157,7 +160,8 @@ class Watch(TorchDispatchMode):
             self._note_failure(error, operation, args, kwargs)
             raise
         try:
-            if self._fast and operation.simple and not self._values and type(out) is Tensor and looks_finite(out):
+            quick = self._fast and operation.simple and type(out) in _PLAIN and looks_finite(out)
+            if quick and not (self._values and self._reads_known(args, kwargs)):
                 return out
             if operation.checked:
                 self._checks.after(Execution(func, operation, args, kwargs, out, before))
@@ -186,6 +190,16 @@ class Watch(TorchDispatchMode):
             self._report.note(f"after {_MOST_ERRORS} internal errors, operations are not watched any more")
             self._paused = True
 
+    def _reads_known(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Return whether an operation may have read a value that is known not to be finite."""
+        given = (*args, *kwargs.values()) if kwargs else args
+        return any(
+            storage_key(value) in self._values
+            if type(value) in _PLAIN
+            else isinstance(value, list | tuple | Tensor) and any(map(self._verdicts.of, tensors_in(value)))
+            for value in given
+        )
+
     def _note_failure(self, error: Exception, operation: Operation, args: Any, kwargs: Any) -> None:
         """Note which values that were not finite an operation refused, without keeping the tensors or the error."""
         try:
@@ -196,7 +210,7 @@ class Watch(TorchDispatchMode):
             self.fail(internal)
 
     def _before(self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if operation.written:
+        if operation.written and self._verdicts.origins.any:
             for name in operation.written:
                 for tensor in tensors_in(operation.argument(name, args, kwargs)):
                     self._verdicts.origins.forget(tensor)
