@@ -165,7 +165,7 @@ class Watch(TorchDispatchMode):
                 return out
             if operation.checked:
                 self._checks.after(Execution(func, operation, args, kwargs, out, before))
-            elif operation.notable or self._verdicts.values or self._batched:
+            elif operation.notable or self._batched or (self._values and graph_task() != -1):
                 self._see_unchecked(Execution(func, operation, args, kwargs, out, before), sys._getframe(1))
             if self._lint is not None:
                 self._lint.after(func, facts, args, kwargs, out, sys._getframe(1))
@@ -276,6 +276,9 @@ class Watch(TorchDispatchMode):
         user = sources.outer_user_frame(frame)
         loop.root = sources.source_of(user) if user else None
         self._checks.arrive([loss], "loss")
+        if self._values:  # masks of the forward are gone by now, and make every operation slower
+            with self._verdicts.lock:
+                self._verdicts.sweep()
         if loss.numel() == 1:
             known = loop.unscaled is not None and loop.unscaled.numel() == 1
             self._on_loss(loop.unscaled if known and loop.unscaled is not None else loss)
