@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 # Half-precision sums of finite elements overflow easily, so they are taken in float32.
 _SUM_AS = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 _SUMMED = {torch.float32, torch.float64, torch.complex64, torch.complex128}
 _sum = torch.sum
+PLAIN = {Tensor, Parameter}
+"""Classes of tensors that need no closer look."""
 _PIECE = 2**20
 """Elements that are looked at together where a look needs memory of its own."""
 

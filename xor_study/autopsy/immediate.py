@@ -16,6 +16,7 @@ from xor_study.autopsy import sources
 from xor_study.autopsy.captures import Capture, Captures, culprits, only_item
 from xor_study.autopsy.events import Call, Contexts, Evidence, Operand, newly_bad_elements
 from xor_study.autopsy.finiteness import (
+    PLAIN,
     State,
     Summary,
     at_indices,
@@ -29,7 +30,7 @@ from xor_study.autopsy.near_misses import NearMisses
 from xor_study.autopsy.operations import Execution, Operation, worst_number
 from xor_study.autopsy.report import COMPILED, Report
 from xor_study.autopsy.sites import accumulating
-from xor_study.autopsy.sources import Stack
+from xor_study.autopsy.sources import Source, Stack
 from xor_study.autopsy.storage import copies, covers_storage, reference_to, rest_is_finite, storage_key
 from xor_study.autopsy.taint import Candidate, Value, Verdicts
 from xor_study.autopsy.widening import kind, without_bad_inputs
@@ -42,6 +43,7 @@ _REPEATABLE = ("operation", "spread")
 _ASKED_FOR = "the code itself asks for this value"
 _FROM_OUTSIDE = "its values came in from outside: no operation that was watched has made them"
 _SWEEP_EVERY = 256
+_MOST_CONSTANTS = 1000
 _NEVER_FOLLOWED = ("abs", "copy_", "_local_scalar_dense")
 
 
@@ -65,6 +67,7 @@ class Immediate:
         self._loop = contexts.loop
         self._near = near
         self._examined = 0
+        self._constants: dict[tuple[str, Source | None] | None, Evidence] = {}
         self._captures = Captures(report)
 
     def before(self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[int, Any]:
@@ -81,11 +84,10 @@ class Immediate:
         # An optimizer's own epsilon guards what it divides by.
         if near is not None and near.watches(operation) and type(out) is Tensor and not self._loop.in_update:
             near.look(execution, self._loop, partial(self._contexts.locate, sys._getframe(1)))
-        if not self._values:
-            if operation.plain and type(out) is Tensor:
-                if looks_finite(out):  # a sum that overflows looks bad too; `_examine` tells the difference
-                    return
-            elif all(map(looks_finite, execution.results())):
+        # A sum that overflows looks bad, too; `_examine` tells the difference.
+        if not (self._values and self._verdicts.may_read(execution.args, execution.kwargs)):
+            finite = looks_finite(out) if operation.simple and type(out) in PLAIN else None
+            if all(map(looks_finite, execution.results())) if finite is None else finite:
                 return
         with self._verdicts.lock:
             self._examine(execution, sys._getframe())
@@ -210,7 +212,14 @@ class Immediate:
         def evidence(origin: str) -> Evidence:
             if stack.compiled:
                 self._report.note(COMPILED)
-            return self._named(_evidence(execution, results, origin, self._captures), execution)
+            # A mask comes back in each layer and step, and is looked at closely only once.
+            key = (execution.operation.name, context.line) if origin == "constant" else None
+            if key in self._constants:
+                return self._constants[key]
+            found = self._named(_evidence(execution, results, origin, self._captures), execution)
+            if key and len(self._constants) < _MOST_CONSTANTS:
+                self._constants[key] = found
+            return found
 
         def unexplained() -> bool:
             if execution.operation.pointwise:

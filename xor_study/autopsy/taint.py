@@ -12,12 +12,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from xor_study.autopsy.events import Call, Operand
-from xor_study.autopsy.finiteness import State, overlap, swallowed
+from xor_study.autopsy.finiteness import PLAIN, State, overlap, swallowed, tensors_in
 from xor_study.autopsy.report import Event, NonFiniteError, Report
 from xor_study.autopsy.sources import Source
 from xor_study.autopsy.storage import Origins, storage_key
@@ -118,6 +119,15 @@ class Verdicts:
 
     def _of_key(self, key: int | None) -> Value | None:
         return self.values.get(key) if key is not None else None
+
+    def may_read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Return whether an operation with these arguments may read a value that is known not to be finite."""
+        return any(
+            storage_key(value) in self.values
+            if type(value) in PLAIN
+            else isinstance(value, list | tuple | Tensor) and any(map(self.of, tensors_in(value)))
+            for value in ((*args, *kwargs.values()) if kwargs else args)
+        )
 
     def decide(self, call: Call) -> None:
         """Judge an operation, unless it only asks about values that are not finite."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
     _get_current_dispatch_mode,
@@ -25,7 +24,7 @@ from torch.utils._python_dispatch import (
 from xor_study.autopsy import sources
 from xor_study.autopsy.deferred import Deferred
 from xor_study.autopsy.events import Contexts, LoopState
-from xor_study.autopsy.finiteness import handles_itself, is_traced, looks_finite, plain_tensors, tensors_in
+from xor_study.autopsy.finiteness import PLAIN, handles_itself, is_traced, looks_finite, plain_tensors, tensors_in
 from xor_study.autopsy.immediate import Immediate
 from xor_study.autopsy.modules import Modules
 from xor_study.autopsy.near_misses import NearMisses
@@ -33,7 +32,6 @@ from xor_study.autopsy.operations import Execution, Operation, describe
 from xor_study.autopsy.patches import keep_uncompiled
 from xor_study.autopsy.report import NonFiniteError, Report
 from xor_study.autopsy.sites import Sites, accumulating, graph_task, next_sequence
-from xor_study.autopsy.storage import storage_key
 from xor_study.autopsy.taint import Value, Verdicts
 
 if TYPE_CHECKING:
@@ -47,7 +45,6 @@ _TRACING = (
     torch._C._TorchDispatchModeKey.FUNCTIONAL,
     torch._C._TorchDispatchModeKey.PROXY,
 )
-_PLAIN = {Tensor, Parameter}
 _NOTHING: Mapping[int, Any] = MappingProxyType({})
 _MOST_ERRORS = 10
 """Internal errors after which nothing more is watched."""
@@ -160,8 +157,8 @@ class Watch(TorchDispatchMode):
             self._note_failure(error, operation, args, kwargs)
             raise
         try:
-            quick = self._fast and operation.simple and type(out) in _PLAIN and looks_finite(out)
-            if quick and not (self._values and self._reads_known(args, kwargs)):
+            quick = self._fast and operation.simple and type(out) in PLAIN and looks_finite(out)
+            if quick and not (self._values and self._verdicts.may_read(args, kwargs)):
                 return out
             if operation.checked:
                 self._checks.after(Execution(func, operation, args, kwargs, out, before))
@@ -189,16 +186,6 @@ class Watch(TorchDispatchMode):
         if self._errors == _MOST_ERRORS:
             self._report.note(f"after {_MOST_ERRORS} internal errors, operations are not watched any more")
             self._paused = True
-
-    def _reads_known(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Return whether an operation may have read a value that is known not to be finite."""
-        given = (*args, *kwargs.values()) if kwargs else args
-        return any(
-            storage_key(value) in self._values
-            if type(value) in _PLAIN
-            else isinstance(value, list | tuple | Tensor) and any(map(self._verdicts.of, tensors_in(value)))
-            for value in given
-        )
 
     def _note_failure(self, error: Exception, operation: Operation, args: Any, kwargs: Any) -> None:
         """Note which values that were not finite an operation refused, without keeping the tensors or the error."""
