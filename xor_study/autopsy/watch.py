@@ -137,18 +137,9 @@ class Watch(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        before: Any = _NOTHING
-        facts = None
+        prepared: Any = _NOTHING, None
         try:
-            self._report.operations += 1
-            # Autograd has made the operation's node, if any, before it dispatched the operation to here.
-            sequence = next_sequence()
-            if sequence != self._sites.thread.sequence:
-                self._enter_site(func, operation, args, sequence, sys._getframe(1))
-            if operation.checked and (operation.written or self._batched or operation.updates_scale):
-                before = self._before(operation, args, kwargs)
-            if self._lint is not None:
-                facts = self._lint.before(func, args)
+            prepared = self._prepare(func, operation, args, kwargs)
         except Exception as error:
             self.fail(error)
         try:
@@ -157,18 +148,39 @@ class Watch(TorchDispatchMode):
             self._note_failure(error, operation, args, kwargs)
             raise
         try:
-            quick = self._fast and operation.simple and type(out) in PLAIN and looks_finite(out)
-            if quick and not (self._values and self._verdicts.may_read(args, kwargs)):
-                return out
-            if operation.checked:
-                self._checks.after(Execution(func, operation, args, kwargs, out, before))
-            elif operation.notable or self._batched or (self._values and graph_task() != -1):
-                self._see_unchecked(Execution(func, operation, args, kwargs, out, before), sys._getframe(1))
-            if self._lint is not None:
-                self._lint.after(func, facts, args, kwargs, out, sys._getframe(1))
+            self._look(func, operation, args, kwargs, out, prepared)
         except Exception as error:
             self.fail(error)
         return out
+
+    def _prepare(
+        self, func: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        """Note where an operation is called, and return what the checks and the lint keep from before it runs."""
+        self._report.operations += 1
+        # Autograd has made the operation's node, if any, before it dispatched the operation to here.
+        sequence = next_sequence()
+        if sequence != self._sites.thread.sequence:
+            self._enter_site(func, operation, args, sequence, sys._getframe(2))
+        before: Any = _NOTHING
+        if operation.checked and (operation.written or self._batched or operation.updates_scale):
+            before = self._before(operation, args, kwargs)
+        return before, self._lint.before(func, args) if self._lint is not None else None
+
+    def _look(
+        self, func: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, prepared: Any
+    ) -> None:
+        """Check what an operation gave."""
+        quick = self._fast and operation.simple and type(out) in PLAIN and looks_finite(out)
+        if quick and not (self._values and self._verdicts.may_read(args, kwargs)):
+            return
+        before, facts = prepared
+        if operation.checked:
+            self._checks.after(Execution(func, operation, args, kwargs, out, before))
+        elif operation.notable or self._batched or (self._values and graph_task() != -1):
+            self._see_unchecked(Execution(func, operation, args, kwargs, out, before), sys._getframe(2))
+        if self._lint is not None:
+            self._lint.after(func, facts, args, kwargs, out, sys._getframe(2))
 
     def fail(self, error: Exception) -> None:
         """Note an error of the autopsy itself: it must not end the user's program.

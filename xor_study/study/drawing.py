@@ -51,26 +51,39 @@ def _folder(words: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 def _study(folder: Path | None, names: Sequence[str], into: Path | None, *, overwrite: bool) -> None:
     """Draw figures of the study; without names, all whose tables are there."""
+    _check_names(names, folder)
+    from xor_study.study.reference import CHECKOUT, PROVENANCE, REFERENCE, draw
+
+    source = folder or REFERENCE
+    target = into or (folder / "figures" if folder else CHECKOUT / "results/runs/figures")
+    if not overwrite and (target.absolute().parent / PROVENANCE).exists():
+        raise StudyError(f"{target}: its reproduction has recorded the figures in it; add --into FOLDER or --overwrite")
+    drawn, reasons = _possible(source, names)
+    if reasons and (names or not drawn):
+        raise StudyError("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+    target.mkdir(parents=True, exist_ok=True)
+    for name in drawn:
+        print(*draw(source, name, target), sep="\n")
+    _say(reasons)
+
+
+def _check_names(names: Sequence[str], folder: Path | None) -> None:
     from xor_study.figures import FIGURES
 
     for name in names:
         if name not in FIGURES:
             hint = "" if folder else "; a sweep's folder is named first"
             raise StudyError(f"{show(name)}: unknown figure{suggestion(name, FIGURES)}{hint}")
-    from xor_study.study.reference import CHECKOUT, PROVENANCE, REFERENCE, draw, table_path
 
-    source = folder or REFERENCE
-    target = into or (folder / "figures" if folder else CHECKOUT / "results/runs/figures")
-    if not overwrite and (target.absolute().parent / PROVENANCE).exists():
-        raise StudyError(f"{target}: its reproduction has recorded the figures in it; add --into FOLDER or --overwrite")
+
+def _possible(source: Path, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return which figures can be drawn, of these or of all, and why the others can't, by name."""
+    from xor_study.figures import FIGURES
+    from xor_study.study.reference import table_path
+
     lacking = {name: [t for t in FIGURES[name] if not table_path(source, t).exists()] for name in names or FIGURES}
     reasons = {name: f"{table_path(source, tables[0])} is missing" for name, tables in lacking.items() if tables}
-    if reasons and (names or len(reasons) == len(lacking)):
-        raise StudyError("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
-    target.mkdir(parents=True, exist_ok=True)
-    for name in [name for name in lacking if name not in reasons]:
-        print(*draw(source, name, target), sep="\n")
-    _say(reasons)
+    return [name for name in lacking if name not in reasons], reasons
 
 
 def _sweep(folder: Path, names: Sequence[str], options: argparse.Namespace) -> None:
