@@ -1,10 +1,13 @@
 """What an autopsy must survive, must not accuse, and must tell right: threads, subclasses, tracing, errors, origins."""
 
+import dataclasses
 import importlib.util
+import pickle
 import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils._pytree import tree_map
 
 from xor_study.autopsy import NonFiniteError, Report, autopsy
@@ -225,6 +229,65 @@ def test_an_internal_error_is_noted_once_and_ends_nothing(monkeypatch: pytest.Mo
     assert "not watched any more" in report.notes[1]
 
 
+def test_a_module_that_can_not_be_hashed_is_run() -> None:
+    @dataclasses.dataclass
+    class Scaled(nn.Module):
+        factor: float = 2.0
+
+        def __post_init__(self) -> None:
+            super().__init__()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.factor
+
+    with autopsy() as report:
+        assert Scaled()(torch.ones(2)).tolist() == [2, 2]
+        (Scaled()(torch.zeros(2)).log()).sum().item()
+    assert found(report) == [("log", "forward")]
+    assert report.notes == []
+
+
+def test_a_thread_that_outlives_the_block_leaves_torch_as_it_was() -> None:
+    go = threading.Event()
+    thread = threading.Thread(target=go.wait)
+    with autopsy():
+        thread.start()
+    go.set()
+    thread.join()
+    assert not is_in_torch_dispatch_mode()
+    assert "run" not in vars(thread)
+
+
+@BOTH
+def test_a_block_within_a_block_accuses_nothing(checks: Any) -> None:
+    x = torch.tensor([0.0, 1.0])
+    with autopsy(checks=checks) as outer:
+        with autopsy(checks=checks) as inner:
+            torch.where(x > 0, torch.log(x), 0.0).sum()
+        torch.log(x - x).sum().item()
+    assert inner.first is None
+    assert found(outer) == [("log", "forward")]
+
+
+def test_an_evaluation_without_steps_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xor_study.autopsy.session._MOST_BOUNDS", 5)
+    net = nn.Linear(2, 2)
+    with autopsy() as report, torch.no_grad():
+        for size in range(20):
+            net(torch.full((1, 2), float(size)))
+        out = net(torch.zeros(1, 2))
+        gone = weakref.ref(out)
+        del out
+        assert gone() is None
+    assert report.history[0].largest["Linear"] > 1
+
+
+def test_a_report_with_a_log_can_be_pickled(tmp_path: Path) -> None:
+    with autopsy(log=tmp_path / "events.jsonl") as report:
+        torch.zeros(1).log().sum().item()
+    assert pickle.loads(pickle.dumps(report)).first.operation == "aten.log.default"  # our own bytes
+
+
 # --- what is no failure ----------------------------------------------------------------------------------------------
 
 
@@ -247,6 +310,35 @@ def test_reads_by_python_and_numpy_are_reads(checks: Any) -> None:
         np.from_dlpack(zeros / zeros)
     assert report.first is None
     assert "numpy" not in vars(Tensor)
+
+
+ORDERED = {
+    "argsort": lambda logs: logs.argsort(-1),
+    "topk": lambda logs: logs.topk(2).indices,
+    "sort": lambda logs: logs.sort(-1).indices,
+    "min": lambda logs: logs.min(-1).indices,
+    "compared": lambda logs: torch.where(logs < -1, 1, 0),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("name", ORDERED)
+def test_an_infinity_that_is_only_ordered_is_no_failure(name: str, checks: Any) -> None:
+    with autopsy(checks=checks) as report:
+        assert ORDERED[name](torch.tensor([0.0, 0.5, 1.0]).log()).sum().item() >= 0
+    assert report.first is None
+
+
+def test_nan_that_is_compared_is_a_failure() -> None:
+    with autopsy() as report:
+        assert not (torch.tensor([-1.0]).log() < 0).item()
+    assert found(report) == [("log", "forward")]
+
+
+def test_values_that_are_saved_are_read(tmp_path: Path) -> None:
+    with autopsy() as report:
+        torch.save(torch.tensor([0.0, 1.0]).log(), tmp_path / "logs.pt")
+    assert report.first is None
 
 
 def test_a_copy_of_the_bad_elements_may_be_dropped() -> None:

@@ -22,6 +22,7 @@ from xor_study.autopsy.storage import covers_storage, reference_to, storage_key
 from xor_study.autopsy.taint import Verdicts
 from xor_study.autopsy.widening import without_bad_inputs
 
+_COMPARED = "compared"
 _MOST = 2000
 """Records that are kept before their checks are read."""
 
@@ -41,6 +42,22 @@ class Bounds(NamedTuple):
 
 
 _UNCHECKED = Bounds(0.0, 0.0)
+
+
+class Read(NamedTuple):
+    """The bounds that were read together.
+
+    Attributes:
+        first: number of the first check.
+        bounds: of this check and the following ones.
+    """
+
+    first: int
+    bounds: list[Bounds]
+
+    def of(self, check: int) -> Bounds:
+        """Return the bounds of a check; of one that another thread has read before, as if it were finite."""
+        return self.bounds[check - self.first] if check >= self.first else _UNCHECKED
 
 
 @dataclass(eq=False)
@@ -66,17 +83,17 @@ class CheckedTensor:
     whole: bool = False
     parameter: bool = False
 
-    def state(self, bounds: list[Bounds]) -> State:
+    def state(self, bounds: Read) -> State:
         """Return what its check says."""
-        return bounds[self.check].state if self.check is not None else State.FINITE
+        return bounds.of(self.check).state if self.check is not None else State.FINITE
 
-    def summary(self, bounds: list[Bounds]) -> Summary:
+    def summary(self, bounds: Read) -> Summary:
         """Return what its check says, in words for a report."""
         state = self.state(bounds)
         if self.check is None:
             return Summary(self.name, self.dtype, self.shape, None, None)
         if state == State.FINITE:
-            return Summary(self.name, self.dtype, self.shape, *bounds[self.check])
+            return Summary(self.name, self.dtype, self.shape, *bounds.of(self.check))
         nan = state == State.NAN
         return Summary(self.name, self.dtype, self.shape, None, None, nan=int(nan), infinite=int(not nan), exact=False)
 
@@ -112,6 +129,7 @@ class Deferred:
         self._contexts = contexts
         self._records: list[Record | Arrival] = []
         self._checks: list[tuple[Tensor, Tensor]] = []
+        self._first = 0  # number of the first of them
         self._latest: dict[int, tuple[int, StorageWeakRef]] = {}
         self._masked: dict[int, StorageWeakRef] = {}  # storages with an infinity that the code has put in
 
@@ -137,7 +155,7 @@ class Deferred:
             hidden = self._look_behind_mask(execution, numbers, results)
             if hidden is not None:
                 self._checks.append(hidden)
-            index = None if hidden is None else len(self._checks) - 1
+            index = None if hidden is None else self._first + len(self._checks) - 1
             self._records.append(Record(context, list(execution.before.values()), results, index))
             # A number that goes to Python has made the accelerator wait in any case.
             if len(self._records) >= _MOST or operation.short == "_local_scalar_dense":
@@ -175,13 +193,21 @@ class Deferred:
 
     def read_by_python(self, tensor: Tensor) -> None:
         """Record that Python or numpy reads a tensor's values."""
-        self.arrive([tensor], "")
+        # The check is no operation of the user's.
+        with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
+            self.arrive([tensor], "")
+
+    def compare(self, tensors: Iterable[Tensor]) -> None:
+        """Record that an operation compares tensors."""
+        self.arrive(tensors, _COMPARED)
 
     def arrive(self, tensors: Iterable[Tensor], reached: str) -> None:
         """Record that `tensors` are a loss or a gradient."""
         with self._verdicts.lock:
             checked = [self._checked(reached, tensor, fresh=False) for tensor in tensors]
             self._records.append(Arrival(checked, reached))
+            if len(self._records) >= _MOST:
+                self.flush()
 
     def constant(self, execution: Execution, frame: FrameType) -> None:
         """Note a constant that is not finite; it is judged when an operation reads it, as coming from outside."""
@@ -195,21 +221,22 @@ class Deferred:
         """Read all checks, with one synchronisation for each dtype and device, and judge the records."""
         with self._verdicts.lock, torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
             records, self._records = self._records, []  # first: judging may raise
-            bounds = _read(self._checks)
+            # Storages that were finite get a new check when they are read next; the others will be in the register.
+            checks, self._checks, self._latest = self._checks, [], {}
+            bounds = Read(self._first, _read(checks))
+            self._first += len(checks)
             for record in records:
                 if isinstance(record, Arrival):
                     self._arrive(record)
                 else:
                     self._judge(record, bounds)
-            # Storages that were finite get a new check when they are read next; the others are in the register.
-            self._checks, self._latest = [], {}
             self._masked = {key: ref for key, ref in self._masked.items() if not ref.expired()}  # type: ignore[no-untyped-call]
 
     def _checked(self, name: str, tensor: Tensor, fresh: bool) -> CheckedTensor:
         """Return what is kept of a tensor, and check it if it is `fresh` or its storage has no check yet."""
         key, reference, check = storage_key(tensor), reference_to(tensor), None
         if (fresh or key not in self._latest) and (values := values_of(tensor)) is not None and values.numel():
-            check = len(self._checks)
+            check = self._first + len(self._checks)
             low, high = torch.aminmax(values)
             self._checks.append((low, high))
             # The reference keeps the key from being used for another storage before the flush.
@@ -230,12 +257,14 @@ class Deferred:
     def _arrive(self, arrival: Arrival) -> None:
         for tensor in arrival.tensors:
             value = self._verdicts.values.get(tensor.key) if tensor.key is not None else None
-            if value is not None and arrival.reached:
+            if value is not None and arrival.reached == _COMPARED:
+                value.compare()
+            elif value is not None and arrival.reached:
                 self._verdicts.reach(value, arrival.reached, hold_scaled=True)
             elif value is not None:
                 value.read = True
 
-    def _judge(self, record: Record, bounds: list[Bounds]) -> None:
+    def _judge(self, record: Record, bounds: Read) -> None:
         context, values = record.context, self._verdicts.values
         inputs = [
             Operand(tensor.key, tensor.reference, tensor.state(bounds), floating=tensor.check is not None)
@@ -261,7 +290,7 @@ class Deferred:
 
         known = any(operand.key in values for operand in inputs)
         if known or any(operand.state > State.FINITE for operand in inputs + results):
-            hidden = record.hidden is not None and bounds[record.hidden] != _UNCHECKED
+            hidden = record.hidden is not None and bounds.of(record.hidden) != _UNCHECKED
             self._verdicts.decide(Call(context, inputs, results, evidence, lambda: hidden))
 
 
@@ -269,7 +298,7 @@ def _is_floating(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _evidence(record: Record, bounds: list[Bounds]) -> Evidence:
+def _evidence(record: Record, bounds: Read) -> Evidence:
     """Return what the checks say of an operation; without its tensors, its kind is a guess."""
     outputs = [tensor for tensor in record.results if tensor.state(bounds) > State.FINITE]
     kind = "overflow" if record.context.scaled else "unknown"

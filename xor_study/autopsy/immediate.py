@@ -95,7 +95,14 @@ class Immediate:
     def arrive(self, tensors: Iterable[Tensor], reached: str) -> None:
         """Confirm all that `tensors` come from; see `Verdicts.arrive`."""
         if self._values:
-            self._verdicts.arrive(tensors, reached)
+            with self._verdicts.lock:
+                self._verdicts.arrive(tensors, reached)
+
+    def compare(self, tensors: Iterable[Tensor]) -> None:
+        """Note that an operation compares tensors."""
+        with self._verdicts.lock:
+            for value in filter(None, map(self._verdicts.of, tensors)):
+                value.compare()
 
     def read_by_python(self, tensor: Tensor) -> None:
         """Note that Python or numpy reads a tensor's values."""

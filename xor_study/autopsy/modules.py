@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 
 class _Running(threading.local):
@@ -34,7 +34,7 @@ class Modules:
     def __init__(self, on_output: Callable[[str, Any], None], on_enter: Callable[[], None]) -> None:
         self.compiled = False
         self._running = _Running()
-        self._names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        self._names: MutableMapping[nn.Module, str] = WeakIdKeyDictionary()
         self._on_output = on_output
         self._on_enter = on_enter
         self._handles: list[RemovableHandle] = []
@@ -89,5 +89,8 @@ class Modules:
             self.compiled = True
             self._names[root] = type(root).__name__
             root = root._orig_mod  # type: ignore[assignment]
-        for name, module in root.named_modules():
-            self._names[module] = f"{type(root).__name__}.{name}" if name else type(root).__name__
+        try:
+            for name, module in root.named_modules():
+                self._names[module] = f"{type(root).__name__}.{name}" if name else type(root).__name__
+        except Exception:  # of a class that can't be hashed, for one
+            self._names[root] = type(root).__name__

@@ -44,8 +44,25 @@ _SQUASHING = {
     *("threshold", "_log_softmax", "_safe_softmax", "_softmax", "bernoulli", "_scaled_dot_product_attention_math"),
     *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention"),
 }
-# Their output is a copy of chosen elements, often of the bad ones themselves, to count or to show them.
-_CHOOSING = {"gather", "index", "index_select", "masked_select", "take"}
+# Their output is a copy of chosen elements, often of the bad ones themselves, to count or to show them; or it comes with
+# indices, which alone are used.
+_CHOOSING = {
+    *(
+        "gather",
+        "index",
+        "index_select",
+        "masked_select",
+        "take",
+        "aminmax",
+        "kthvalue",
+        "max",
+        "median",
+        "min",
+        "mode",
+    ),
+    *("sort", "topk", "unique_dim", "_unique2"),
+}
+_COMPARING = {"ge", "gt", "le", "lt"}
 _DIVIDING = {"div", "div_", "reciprocal", "reciprocal_"}
 # They have poles, at which a finite argument gives an infinity.
 _POLES = {*_DIVIDING, "log", "log2", "log10", "log1p", "pow", "rsqrt", "tan", "log_", "pow_", "rsqrt_"}
@@ -80,6 +97,7 @@ class Operation:
         divides: whether an infinite argument can give 0 as a divisor does.
         pole: whether it has poles.
         sums: whether it adds up elements of an input.
+        compares: whether it asks which of two numbers is larger, which is no misuse of an infinity.
         composite: whether it is made of other operations, into which autograd takes it apart before it gets here.
         allocates: whether it returns memory with nothing written into it.
         collective: whether it brings in values from other processes.
@@ -110,6 +128,7 @@ class Operation:
     divides: bool = False
     pole: bool = False
     sums: bool = False
+    compares: bool = False
     composite: bool = False
     allocates: bool = False
     collective: bool = False
@@ -224,6 +243,7 @@ def describe(func: Any) -> Operation:
         divides=short in _DIVIDING,
         pole=short in _POLES,
         sums=short in _SUMMING,
+        compares=short in _COMPARING,
         composite=namespace == "aten" and _is_composite(schema),
         allocates=short in _UNINITIALISED and short.startswith(("empty", "new_empty")),
         collective=namespace in _COLLECTIVE,

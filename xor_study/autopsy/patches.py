@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
-_READING = ("numpy", "tolist", "__dlpack__")
-"""Methods that give a tensor's values to Python or numpy without an operation. `numpy.asarray` calls `numpy`, too."""
+_READING = ("numpy", "tolist", "__dlpack__", "__reduce_ex__")
+"""Methods that give a tensor's values to Python, numpy or a file without an operation; asarray calls `numpy`."""
 
 
-class _InThread(TorchDispatchMode):
+class InThread(TorchDispatchMode):
     """Hands operations on to another mode, which keeps the state of being entered for one thread only."""
 
     supports_higher_order_operators = True
@@ -39,7 +39,7 @@ def keep_uncompiled(function: Callable[..., Any]) -> None:
     set_code_exec_strategy(function.__code__, skip)
 
 
-keep_uncompiled(_InThread.__torch_dispatch__)
+keep_uncompiled(InThread.__torch_dispatch__)
 
 
 @contextmanager
@@ -51,8 +51,13 @@ def watching_threads(mode: TorchDispatchMode) -> Iterator[None]:
         run = thread.run
 
         def run_watched() -> None:
-            with _InThread(mode):
+            del thread.run  # a cycle would keep the thread's tensors after its end
+            # Not `with`: at its end, it sets torch's global flags to what they were when the thread began.
+            _push_mode(InThread(mode))
+            try:
                 run()
+            finally:
+                _pop_mode()
 
         thread.run = run_watched  # type: ignore[method-assign]
         start(thread)

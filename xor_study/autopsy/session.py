@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from xor_study.autopsy.modules import Modules
 from xor_study.autopsy.patches import noticing_reads, watching_threads
 from xor_study.autopsy.report import COMPILED, Event, Report, StepSummary, json_values
 from xor_study.autopsy.watch import Watch
+
+_MOST_BOUNDS = 1000
+"""Outputs of modules whose bounds are kept before they are read."""
 
 
 @both_forms
@@ -137,7 +140,10 @@ def log_to(path: str | os.PathLike[str] | None, report: Report) -> Iterator[None
 
     with open(path, "a", encoding="utf-8") as stream:  # noqa: PTH123  # os.PathLike is enough
         report.on_event = write
-        yield
+        try:
+            yield
+        finally:
+            report.on_event = None  # a report can be pickled
 
 
 class WatchedSteps(NamedTuple):
@@ -207,7 +213,7 @@ class _Session:
         self._bounds: list[tuple[str, Tensor, Tensor]] = []
         self._loss: Tensor | None = None
         self._norm: Tensor | None = None
-        self._measured: Tensor | None = None
+        self._measured: ref[Tensor] | None = None
         self._steps: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self._skipped = 0
         self._closure = False
@@ -278,7 +284,7 @@ class _Session:
             self.report.note(f"allow: no operation {name} was seen")
         if self._modules.compiled:
             self.report.note(COMPILED)
-        if self._loss is not None or self._bounds:
+        if self._loss is not None or self._bounds or self._summary.largest:
             self._end_step(self._summary.step)
         if error is not None:
             self.watch.finish_after(error)
@@ -303,9 +309,16 @@ class _Session:
             for tensor in tensors_in(output):
                 if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # has no values inside vmap or grad
                     continue
-                if tensor is not self._measured and has_numbers(tensor):
-                    self._measured = tensor
+                if (self._measured is None or tensor is not self._measured()) and has_numbers(tensor):
+                    self._measured = ref(tensor)
                     self._bounds.append((name, *torch.aminmax(tensor)))
+            if len(self._bounds) >= _MOST_BOUNDS:  # an evaluation without an optimizer's step
+                self._merge_bounds()
+
+    def _merge_bounds(self) -> None:
+        """Enter the bounds of outputs into the step's summary."""
+        _enter_largest(self._bounds, self._summary.largest)
+        self._bounds = []
 
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self.watch.watching:
@@ -365,7 +378,7 @@ class _Session:
             losses = [loss for loss in plain_tensors(self._loss) if has_numbers(loss)] if self._loss is not None else []
             summary.loss = float(losses[0]) if losses else None
             summary.gradient_norm = float(self._norm) if self._norm is not None else None
-            summary.largest = _largest(self._bounds)
+            self._merge_bounds()
         if summary.step in self._watched:
             self.report.history.append(summary)
         self._summary = StepSummary(following)
@@ -433,17 +446,17 @@ def _norm(gradients: list[Tensor]) -> Tensor | None:
     return torch.stack([norm.to(norms[0].device) for norm in norms]).norm() if norms else None
 
 
-def _largest(bounds: list[tuple[str, Tensor, Tensor]]) -> dict[str, float]:
-    """Return, by module, the largest absolute value of its outputs; NaN if the last output has one.
+def _enter_largest(bounds: list[tuple[str, Tensor, Tensor]], largest: dict[str, float]) -> None:
+    """Enter, by module, the largest absolute value of its outputs; NaN if one has one.
 
     Args:
         bounds: each output's module, smallest and largest element.
+        largest: what is known of earlier outputs.
     """
     sizes = [torch.stack([-low, high]).float().amax() for _, low, high in bounds]
     by_device: dict[torch.device, list[int]] = {}
     for index, size in enumerate(sizes):
         by_device.setdefault(size.device, []).append(index)
-    largest: dict[str, float] = {}
     for indices in by_device.values():
         # One transfer for each device.
         values = torch.stack([sizes[index] for index in indices]).tolist()
@@ -451,7 +464,6 @@ def _largest(bounds: list[tuple[str, Tensor, Tensor]]) -> dict[str, float]:
             name = bounds[index][0]
             # max() would drop a NaN that comes second
             largest[name] = value if value != value else max(largest.get(name, 0.0), value)
-    return largest
 
 
 def _cuda_in_use() -> bool:

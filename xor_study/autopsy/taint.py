@@ -89,6 +89,10 @@ class Value:
         """The candidates that an operation made."""
         return [candidate for candidate in self.taint if candidate.real]
 
+    def compare(self) -> None:
+        """Note that it was compared: an infinity is larger or smaller than all else, but NaN is neither."""
+        self.read |= self.state == State.INFINITE
+
     def alive(self) -> bool:
         """Return whether any of the storages still exists."""
         return not all(reference.expired() for reference in self.references)  # type: ignore[no-untyped-call]

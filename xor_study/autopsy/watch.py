@@ -29,7 +29,7 @@ from xor_study.autopsy.immediate import Immediate
 from xor_study.autopsy.modules import Modules
 from xor_study.autopsy.near_misses import NearMisses
 from xor_study.autopsy.operations import Execution, Operation, describe
-from xor_study.autopsy.patches import keep_uncompiled
+from xor_study.autopsy.patches import InThread, keep_uncompiled
 from xor_study.autopsy.report import NonFiniteError, Report
 from xor_study.autopsy.sites import Sites, accumulating, graph_task, next_sequence
 from xor_study.autopsy.taint import Value, Verdicts
@@ -107,6 +107,8 @@ class Watch(TorchDispatchMode):
         self._batched = batched
         self._values = self._verdicts.values  # the same dict
         self._fast = not (batched or near_misses or lint)
+        nested = any(isinstance(mode, Watch | InThread) for mode in _get_current_dispatch_mode_stack())
+        self._call: Callable[..., Any] = self._hidden if nested else _directly
         self._operations: dict[Any, Operation] = {}
 
     @classmethod
@@ -139,7 +141,7 @@ class Watch(TorchDispatchMode):
                 return out
         prepared: Any = _NOTHING, None
         try:
-            prepared = self._prepare(func, operation, args, kwargs)
+            prepared = self._call(self._prepare, func, operation, args, kwargs)
         except Exception as error:
             self.fail(error)
         try:
@@ -148,10 +150,15 @@ class Watch(TorchDispatchMode):
             self._note_failure(error, operation, args, kwargs)
             raise
         try:
-            self._look(func, operation, args, kwargs, out, prepared)
+            self._call(self._look, func, operation, args, kwargs, out, prepared)
         except Exception as error:
             self.fail(error)
         return out
+
+    def _hidden(self, check: Callable[..., Any], *args: Any) -> Any:
+        """Call a check whose operations another autopsy, around this one, must not take for the user's."""
+        with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
+            return check(*args)
 
     def _prepare(
         self, func: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -177,6 +184,9 @@ class Watch(TorchDispatchMode):
         before, facts = prepared
         if operation.checked:
             self._checks.after(Execution(func, operation, args, kwargs, out, before))
+        elif operation.compares:
+            if self._values or self._batched:
+                self._checks.compare(tensors_in(args))
         elif operation.notable or self._batched or (self._values and graph_task() != -1):
             self._see_unchecked(Execution(func, operation, args, kwargs, out, before), sys._getframe(2))
         if self._lint is not None:
@@ -260,7 +270,7 @@ class Watch(TorchDispatchMode):
     def read_by_python(self, tensor: Tensor) -> None:
         """Note that Python or numpy reads a tensor's values."""
         try:
-            if self._verdicts.values or self._batched:
+            if (self._values or self._batched) and not (self._paused or self._suspended):
                 printing = sources.look_at_stack(sys._getframe()).printing  # printing a tensor is not reading it
                 for plain in () if printing else plain_tensors(tensor):
                     self._checks.read_by_python(plain)
@@ -404,6 +414,10 @@ class Watch(TorchDispatchMode):
 
 
 keep_uncompiled(Watch.__torch_dispatch__)
+
+
+def _directly(check: Callable[..., Any], *args: Any) -> Any:
+    return check(*args)
 
 
 def _is_tracing() -> bool:
