@@ -493,7 +493,7 @@ def main() -> None:
         tables = {"failures": planted_table, "healthy": healthy, "totals": totals(planted_table, healthy)}
     text = "\n".join(markdown(table) for table in tables.values())
     print(text)
-    command = f"python scripts/autopsy.py {options.proof}"
+    command = " ".join(["python scripts/autopsy.py", *sys.argv[1:]])
     record = {"command": command, "threads": torch.get_num_threads(), "made_with": provenance()}
     record |= {name: table.to_dict("records") for name, table in tables.items()}
     options.out.mkdir(parents=True, exist_ok=True)

@@ -225,7 +225,7 @@ BAD = [
     (["+foo=1"], "foo: unknown key (known: activation"),
     (["+lr=1"], "+lr=1: must be key=value; write lr=1"),
     (["~lr"], "~lr: must be key=value"),
-    (["shw", "folder"], "shw: unknown command; did you mean show? (known: show, compare"),
+    (["shw", "folder"], "shw: unknown command; did you mean show? (known: autopsy, "),
     (["show"], "the following arguments are required: FOLDER; see xor-study show --help"),
     (["show", "a", "b"], "unrecognized arguments: b; see xor-study show --help"),
     (["figures", "mechanisms"], "mechanisms: unknown figure; did you mean mechanism?"),

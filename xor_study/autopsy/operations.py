@@ -44,8 +44,8 @@ _SQUASHING = {
     *("threshold", "_log_softmax", "_safe_softmax", "_softmax", "bernoulli", "_scaled_dot_product_attention_math"),
     *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention"),
 }
-# Their output is a copy of chosen elements, often of the bad ones themselves, to count or to show them; or it comes with
-# indices, which alone are used.
+# Their output is a copy of chosen elements, often of the bad ones themselves, to count or to show them; or only the
+# indices beside it are used.
 _CHOOSING = {
     *(
         "gather",
