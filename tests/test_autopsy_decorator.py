@@ -154,3 +154,14 @@ def test_a_missing_library_is_named_with_its_extra() -> None:
         require("no_such_library.part", "lightning")
     with pytest.raises(ImportError, match=r"No module named 'xor_study\.no_such_part'"):
         require("xor_study.no_such_part", "lightning")
+
+
+def test_a_block_can_be_entered_again_within_itself() -> None:
+    block = autopsy()
+    with block as outer:
+        with block as inner:
+            pass
+        torch.zeros(1).log().sum().item()
+    assert inner.first is None
+    assert outer.first is not None
+    assert outer.first.operation == "aten.log.default"

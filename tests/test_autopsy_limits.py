@@ -1,5 +1,6 @@
 """What an autopsy must survive, must not accuse, and must tell right: threads, subclasses, tracing, errors, origins."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import pickle
@@ -360,6 +361,19 @@ def test_an_exception_before_a_repair_proves_nothing(checks: Any) -> None:
     assert report.first is None
     assert [event.operation for event in report.unresolved] == ["aten.log.default"]
     assert "An exception ended the block" in report.story
+
+
+@BOTH
+def test_an_operation_that_fails_before_a_repair_and_is_caught_proves_nothing(checks: Any) -> None:
+    with autopsy(checks=checks) as report:
+        for _ in range(2):
+            with contextlib.suppress(RuntimeError):
+                logs = torch.log(torch.tensor([0.0, 1.0]))
+                torch.ones(2) @ torch.ones(3)
+                torch.where(torch.isinf(logs), 0.0, logs).sum().item()
+            del logs
+            torch.ones(1).add(1).item()
+    assert report.first is None
 
 
 @BOTH

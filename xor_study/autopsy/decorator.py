@@ -48,21 +48,21 @@ class Block(AbstractContextManager[Report]):
 
     def __init__(self, make: Callable[[], AbstractContextManager[Report]]) -> None:
         self._make = make
-        self._entered = make()  # wrong names of options are refused here, not when the block is entered
-        self._used = False
+        self._made = [make()]  # wrong names of options are refused here, not when the block is entered
+        self._open: list[AbstractContextManager[Report]] = []
 
     def __enter__(self) -> Report:
         """Begin to watch, and return the report that is being written."""
-        if self._used:
-            self._entered = self._make()
-        self._used = True
-        return self._entered.__enter__()
+        manager = self._made.pop() if self._made else self._make()
+        report = manager.__enter__()
+        self._open.append(manager)
+        return report
 
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         """Stop watching, and complete the report."""
-        return self._entered.__exit__(error_type, error, traceback)
+        return self._open.pop().__exit__(error_type, error, traceback)
 
     def leave(self, error: BaseException | None) -> None:
         """Leave the block where no `with` does it.

@@ -81,6 +81,10 @@ class _Tests:
             raise self._failure
         return result
 
+    def pytest_runtest_teardown(self) -> None:
+        """Stop watching a test whose body was not run, as with --setup-only."""
+        self._close(None)
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]

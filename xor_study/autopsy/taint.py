@@ -74,6 +74,7 @@ class Value:
         carried: whether an operation that is not a candidate itself has handed it on.
         private: whether it is an output for torch's own use.
         read: whether something has read it, for any purpose.
+        excused: whether an operation raised an exception while nothing had read it: its repair may have been next.
     """
 
     taint: tuple[Candidate, ...]
@@ -83,6 +84,7 @@ class Value:
     carried: bool = False
     private: bool = False
     read: bool = False
+    excused: bool = False
 
     @property
     def real(self) -> list[Candidate]:
@@ -276,6 +278,11 @@ class Verdicts:
         if value and not value.read and not repaired:
             self._unread(value)
 
+    def excuse(self) -> None:
+        """Note that an operation raised an exception, which the program may catch."""
+        for value in self.values.values():
+            value.excused |= not value.read
+
     def read_by_python(self, tensor: Tensor) -> None:
         """Note that Python or numpy has read a tensor's values."""
         value = self.of(tensor)
@@ -371,7 +378,7 @@ class Verdicts:
 
     def _unread(self, value: Value, final: bool = False) -> None:
         value.read = True  # decided now, whatever the outcome
-        if value.private or not value.made:
+        if value.private or value.excused or not value.made:
             return
         # Infinite data that nothing reads is usual (padding); NaN is not.
         outside = [c for c in value.taint if c.event.origin in OUTSIDE and c.state == State.NAN]
