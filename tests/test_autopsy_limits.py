@@ -259,6 +259,29 @@ def test_a_thread_that_outlives_the_block_leaves_torch_as_it_was() -> None:
     assert "run" not in vars(thread)
 
 
+def test_blocks_of_two_threads_may_overlap() -> None:
+    started, go = threading.Event(), threading.Event()
+    reports: list[Report] = []
+
+    def work() -> None:
+        with autopsy() as report:
+            reports.append(report)
+            started.set()
+            go.wait(10)
+            torch.zeros(1).log().sum().item()
+
+    with autopsy() as outer:
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert started.wait(10)
+    go.set()
+    thread.join()
+    assert outer.first is None
+    assert found(reports[0]) == [("log", "forward")]
+    assert threading.Thread.start.__qualname__ == "Thread.start"
+    assert "numpy" not in vars(Tensor)
+
+
 @BOTH
 def test_a_block_within_a_block_accuses_nothing(checks: Any) -> None:
     x = torch.tensor([0.0, 1.0])

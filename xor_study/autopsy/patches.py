@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
@@ -13,6 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mod
 
 _READING = ("numpy", "tolist", "__dlpack__", "__reduce_ex__")
 """Methods that give a tensor's values to Python, numpy or a file without an operation; asarray calls `numpy`."""
+
+
+User = TypeVar("User")
 
 
 class InThread(TorchDispatchMode):
@@ -42,56 +45,88 @@ def keep_uncompiled(function: Callable[..., Any]) -> None:
 keep_uncompiled(InThread.__torch_dispatch__)
 
 
-@contextmanager
-def watching_threads(mode: TorchDispatchMode) -> Iterator[None]:
-    """Let threads that are started in this block run under a mode: modes belong to the thread that enters them."""
+class _Patch(Generic[User]):
+    """A change of Python or torch that lasts while anybody uses it: blocks in two threads may overlap in any order.
+
+    Args:
+        make: makes the change and returns what undoes it; takes the list of users, which goes on changing.
+    """
+
+    def __init__(self, make: Callable[[list[User]], Callable[[], None]]) -> None:
+        self._make = make
+        self._users: list[User] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def used_by(self, user: User) -> Iterator[None]:
+        """Keep the change in this block."""
+        with self._lock:
+            self._users.append(user)
+            if len(self._users) == 1:
+                self._undo = self._make(self._users)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users.remove(user)
+                if not self._users:
+                    self._undo()
+
+
+def _patch_threads(modes: list[TorchDispatchMode]) -> Callable[[], None]:
     start = threading.Thread.start
 
     def start_watched(thread: threading.Thread) -> None:
-        run = thread.run
+        run, entered = thread.run, list(modes)
 
         def run_watched() -> None:
             del thread.run  # a cycle would keep the thread's tensors after its end
             # Not `with`: at its end, it sets torch's global flags to what they were when the thread began.
-            _push_mode(InThread(mode))
+            for mode in entered:
+                _push_mode(InThread(mode))
             try:
                 run()
             finally:
-                _pop_mode()
+                for _ in entered:
+                    _pop_mode()
 
         thread.run = run_watched  # type: ignore[method-assign]
         start(thread)
 
     threading.Thread.start = start_watched  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
+
+    def undo() -> None:
         threading.Thread.start = start  # type: ignore[method-assign]
 
+    return undo
 
-@contextmanager
-def noticing_reads(on_read: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call a function before a tensor's values are given to Python or numpy.
 
-    Args:
-        on_read: takes the tensor.
-    """
+def _patch_reads(readers: list[Callable[[Tensor], None]]) -> Callable[[], None]:
     own = {name: vars(Tensor).get(name) for name in _READING}
+
+    def noticed(method: Callable[..., Any]) -> Callable[..., Any]:
+        def read(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            for on_read in list(readers):
+                on_read(tensor)
+            return method(tensor, *args, **kwargs)
+
+        return read
+
     for name in _READING:
-        setattr(Tensor, name, _noticed(getattr(Tensor, name), on_read))
-    try:
-        yield
-    finally:
+        setattr(Tensor, name, noticed(getattr(Tensor, name)))
+
+    def undo() -> None:
         for name, method in own.items():
             if method is None:  # inherited from torch's C class
                 delattr(Tensor, name)
             else:
                 setattr(Tensor, name, method)
 
+    return undo
 
-def _noticed(method: Callable[..., Any], on_read: Callable[[Tensor], None]) -> Callable[..., Any]:
-    def read(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-        on_read(tensor)
-        return method(tensor, *args, **kwargs)
 
-    return read
+watching_threads = _Patch(_patch_threads).used_by
+"""Returns a block in which threads that are started run under a mode: modes belong to the thread that enters them."""
+
+noticing_reads = _Patch(_patch_reads).used_by
+"""Returns a block in which a function is called with each tensor whose values are given to Python or numpy."""
