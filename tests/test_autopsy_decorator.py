@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, is_in_torch_dispatch_mode
 
 from xor_study.autopsy import NonFiniteError, autopsy
 from xor_study.autopsy.callbacks import TrainerBlock, require
@@ -135,6 +135,7 @@ def test_a_block_may_be_left_before_a_mode_that_was_entered_later() -> None:
     mode.__exit__(None, None, None)
     assert [event.operation for event in report.events] == ["aten.log.default"]
     assert not _get_current_dispatch_mode_stack()
+    assert not is_in_torch_dispatch_mode()
 
 
 def test_each_rank_with_an_event_prints_its_story(capsys: pytest.CaptureFixture[str]) -> None:

@@ -280,6 +280,7 @@ def test_blocks_of_two_threads_may_overlap() -> None:
     assert found(reports[0]) == [("log", "forward")]
     assert threading.Thread.start.__qualname__ == "Thread.start"
     assert "numpy" not in vars(Tensor)
+    assert not is_in_torch_dispatch_mode()
 
 
 @BOTH

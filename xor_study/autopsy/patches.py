@@ -9,8 +9,14 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
+from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
+_FLAGS = (
+    "_is_in_torch_dispatch_mode",
+    "_is_in_non_infra_torch_dispatch_mode",
+    "_is_in_any_mode_without_ignore_compile_internals",
+)
 _READING = ("numpy", "tolist", "__dlpack__", "__reduce_ex__")
 """Methods that give a tensor's values to Python, numpy or a file without an operation; asarray calls `numpy`."""
 
@@ -75,6 +81,7 @@ class _Patch(Generic[User]):
 
 def _patch_threads(modes: list[TorchDispatchMode]) -> Callable[[], None]:
     start = threading.Thread.start
+    flags = {name: getattr(_python_dispatch, name, None) for name in _FLAGS}
 
     def start_watched(thread: threading.Thread) -> None:
         run, entered = thread.run, list(modes)
@@ -97,6 +104,11 @@ def _patch_threads(modes: list[TorchDispatchMode]) -> Callable[[], None]:
 
     def undo() -> None:
         threading.Thread.start = start  # type: ignore[method-assign]
+        # Blocks that overlap in two threads restore torch's flags in the wrong order.
+        if all(isinstance(mode, InThread) for mode in _python_dispatch._get_current_dispatch_mode_stack()):
+            for name, value in flags.items():
+                if value is not None:
+                    setattr(_python_dispatch, name, value)
 
     return undo
 

@@ -45,6 +45,11 @@ _TRACING = (
     torch._C._TorchDispatchModeKey.FUNCTIONAL,
     torch._C._TorchDispatchModeKey.PROXY,
 )
+_FLAGS = (
+    "old_dispatch_mode_flags",
+    "old_non_infra_dispatch_mode_flags",
+    "old_without_ignore_compile_internals_dispatch_mode_flags",
+)
 _NOTHING: Mapping[int, Any] = MappingProxyType({})
 _MOST_ERRORS = 10
 """Internal errors after which nothing more is watched."""
@@ -332,10 +337,21 @@ class Watch(TorchDispatchMode):
             above = []
             while self in _modes()[:-1]:
                 above.append(_pop_mode())
-            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            for mode in reversed(above):
-                _push_mode(mode)
+            if not above:
+                self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            else:
+                self._leave_below(above)
             self._active = False
+
+    def _leave_below(self, above: list[TorchDispatchMode]) -> None:
+        """Leave the stack below modes that were taken off it, the lowest last, and put those back."""
+        for name in _FLAGS:  # what torch will restore when the next mode is left is what this one found
+            found, kept = getattr(self, name, None), getattr(above[-1], name, None)
+            if found and kept:
+                kept[-1] = found.pop()
+        _pop_mode()
+        for mode in reversed(above):
+            _push_mode(mode)
 
     def batch(self) -> None:
         """Read checks together from here on; to be called between steps."""
