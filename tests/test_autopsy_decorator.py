@@ -59,7 +59,7 @@ def test_options_and_exceptions() -> None:
 
 
 def test_a_function_stays_itself() -> None:
-    assert train.__name__ == "train"  # type: ignore[attr-defined]
+    assert train.__name__ == "train"  # type: ignore[attr-defined]  # `Watched` declares the call alone
     assert train.__doc__ == "Return the sum of some logarithms."
     assert str(inspect.signature(train)) == "(start: float, *, steps: int = 1) -> float"
     assert list(inspect.signature(autopsy).parameters)[:2] == ["on_event", "allow"]
@@ -103,7 +103,7 @@ def test_refuses_what_does_not_run_when_it_is_called(thing: Any) -> None:
 
 def test_wrong_options_are_refused_at_once() -> None:
     with pytest.raises(TypeError, match="kep"):
-        autopsy(kep=3)  # type: ignore[call-overload]
+        autopsy(kep=3)  # type: ignore[call-overload]  # wrong on purpose
 
 
 def test_a_block_can_be_entered_again() -> None:

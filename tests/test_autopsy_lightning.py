@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 DATA = torch.linspace(-1, 1, 48).reshape(12, 4)
 
 
-class Model(lightning.LightningModule):  # type: ignore[misc]
+class Model(lightning.LightningModule):  # type: ignore[misc]  # untyped where Lightning is missing
     """Fails as `fault` says, in the third batch.
 
     Args:
@@ -225,7 +225,7 @@ def test_the_older_name_of_the_library(tmp_path: Path) -> None:
 
     callback = AutopsyCallback()
 
-    class Net(older.LightningModule):  # type: ignore[misc]
+    class Net(older.LightningModule):  # type: ignore[misc]  # importorskip gives Any
         def __init__(self) -> None:
             super().__init__()
             self.net = nn.Linear(4, 2)

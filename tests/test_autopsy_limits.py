@@ -24,6 +24,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils._pytree import tree_map
 
 from xor_study.autopsy import NonFiniteError, Report, autopsy
+from xor_study.autopsy.deferred import Bounds, Deferred, Read
+from xor_study.autopsy.finiteness import State
 from xor_study.autopsy.immediate import Immediate
 
 BOTH = pytest.mark.parametrize("checks", ["each", "batched"])
@@ -167,7 +169,7 @@ class Wrapped(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "Wrapped":  # noqa: ANN001, D102
-        made: Wrapped = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: Wrapped = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # no stub
             cls, inner.shape, dtype=inner.dtype, requires_grad=inner.requires_grad
         )
         made.inner = inner
@@ -364,6 +366,29 @@ def test_values_that_are_saved_are_read(tmp_path: Path) -> None:
     with autopsy() as report:
         torch.save(torch.tensor([0.0, 1.0]).log(), tmp_path / "logs.pt")
     assert report.first is None
+
+
+def test_a_read_between_two_looks_at_batched_checks_is_a_read() -> None:
+    with autopsy(checks="batched") as report:
+        logs = torch.zeros(3).log()
+        torch.ones(1).add(1).item()  # has the checks read
+        assert logs.numpy().shape == (3,)
+    assert report.first is None
+
+
+def test_reads_in_steps_that_are_not_watched_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: Deferred, *args: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Deferred, "read_by_python", refused)
+    with autopsy(checks="batched", start_step=1000) as report:
+        assert torch.ones(2).tolist() == [1, 1]
+    assert not [note for note in report.notes if "internal error" in note]
+
+
+def test_a_check_that_another_thread_has_read_is_not_taken_for_another() -> None:
+    bounds = Read(5, [Bounds(float("nan"), float("nan"))])
+    assert (bounds.of(5).state, bounds.of(4).state) == (State.NAN, State.FINITE)
 
 
 def test_a_copy_of_the_bad_elements_may_be_dropped() -> None:
