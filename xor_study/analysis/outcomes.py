@@ -1,0 +1,98 @@
+"""Outcomes of any number of runs in little memory: which cell, which seed, which outcome, 13 bytes a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from xor_study.analysis.cells import CELL
+from xor_study.errors import StudyError
+from xor_study.training.outcome import OUTCOMES
+from xor_study.training.table import distinct_rows
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """The outcomes of runs, and the cells that the runs belong to.
+
+    Attributes:
+        cells: the settings of each cell, columns CELL as in `runs.csv`; its index is 0, 1, 2, ...
+        cell: which of them each run belongs to, shape (runs,).
+        seed: of each run, shape (runs,).
+        outcome: of each run, as its position in OUTCOMES, shape (runs,).
+
+    Example:
+        >>> runs = pd.DataFrame({key: [None] * 3 for key in CELL} | {"lr": [0.1, 1.0, 0.1], "seed": [0, 0, 1]})
+        >>> found = Outcomes.of([runs.assign(outcome=["solved", "nonfinite", "unsolved"])])
+        >>> found.cells["lr"].tolist(), found.cell.tolist()
+        ([0.1, 1.0], [0, 1, 0])
+        >>> found.counts()["solved"].tolist()
+        [1, 0]
+    """
+
+    cells: pd.DataFrame
+    cell: NDArray[np.int32]
+    seed: NDArray[np.int64]
+    outcome: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, tables: Iterable[pd.DataFrame]) -> Self:
+        """Return the outcomes of all runs of some tables, read one after another.
+
+        Args:
+            tables: rows as in `runs.csv`; columns that are not needed may be missing.
+        """
+        return cls.joined(_of_table(table) for table in tables if len(table))
+
+    @classmethod
+    def joined(cls, blocks: Iterable[Outcomes]) -> Self:
+        """Return several outcomes as one, equal cells as one cell, in the order of their first runs.
+
+        Raises:
+            StudyError: if there are no runs.
+        """
+        known: dict[tuple[Any, ...], int] = {}
+        firsts, cells, seeds, outcomes = [], [], [], []
+        for block in blocks:
+            # To Python's own objects: a column of one block may be of numbers, in another of texts and numbers.
+            rows = zip(*(_plain(block.cells[key]) for key in CELL), strict=True)
+            before = len(known)
+            numbers = np.array([known.setdefault(row, len(known)) for row in rows], np.int32)
+            fresh, first = np.unique(numbers, return_index=True)
+            firsts.append(block.cells.iloc[first[fresh >= before]])
+            cells.append(numbers[block.cell])
+            seeds.append(block.seed)
+            outcomes.append(block.outcome)
+        if not cells:
+            raise StudyError("no runs")
+        settings = pd.concat(firsts, ignore_index=True) if len(firsts) > 1 else firsts[0]
+        return cls(settings, np.concatenate(cells), np.concatenate(seeds), np.concatenate(outcomes))
+
+    def __len__(self) -> int:
+        return len(self.cell)
+
+    def counts(self) -> pd.DataFrame:
+        """Return how many runs of each cell had which outcome: columns OUTCOMES, indexed as `cells`."""
+        number = self.cell.astype(np.int64) * len(OUTCOMES) + self.outcome
+        counts = np.bincount(number, minlength=len(self.cells) * len(OUTCOMES))
+        return pd.DataFrame(counts.reshape(-1, len(OUTCOMES)), columns=list(OUTCOMES))
+
+
+def _of_table(runs: pd.DataFrame) -> Outcomes:
+    cell, firsts = distinct_rows((runs[key] for key in CELL), len(runs))
+    cells = runs[CELL].iloc[firsts].reset_index(drop=True)
+    outcome = pd.Categorical(runs["outcome"], categories=pd.Index(OUTCOMES))
+    if (outcome.codes < 0).any():
+        raise StudyError(f"outcome: must be one of {', '.join(OUTCOMES)}")
+    return Outcomes(cells, cell.astype(np.int32), runs["seed"].to_numpy(np.int64), outcome.codes.astype(np.uint8))
+
+
+def _plain(column: pd.Series[Any]) -> Sequence[Any]:
+    """Return values as Python's own, None for each missing one: NaN is not equal to itself."""
+    values: list[Any] = column.astype(object).where(column.notna(), None).tolist()
+    return values
