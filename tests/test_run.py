@@ -91,7 +91,7 @@ def test_a_sweep_leaves_one_sorted_table(call: Call, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     table = pd.read_csv(tmp_path / "many/runs.csv")
     assert len(table) == table["run_id"].nunique() == 160
-    provenance = ["engine", "device", "torch_version", "package_version", "git_commit"]
+    provenance = ["engine", "device", "torch_version", "package_version", "git_commit", "code"]
     measures = ["outcome", "accuracy", "solved_step", "first_nonfinite_step", "initial_loss", "final_loss", "min_loss"]
     measures += ["max_loss", "max_abs_logit", "max_grad_norm"]
     assert list(table.columns) == ["run_id", *map(key_of, FIELDS), *measures, *provenance]

@@ -11,6 +11,7 @@ from scipy.stats import multinomial
 
 from xor_study import RunSpec, StudyError, figures, train
 from xor_study.analysis.cells import cells, compared, keys_of
+from xor_study.analysis.outcomes import Outcomes
 from xor_study.analysis.statistics import paired_difference
 from xor_study.files import write_table
 from xor_study.sweeps import commands as look
@@ -90,7 +91,7 @@ def test_a_table_fits_the_terminal_and_loses_nothing(
     width: int, runs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(terminal, "console", lambda: terminal.Console(highlight=False, width=width))
-    terminal.show_sweep(runs, ("optimizer", "lr"), Path("x"), {})
+    terminal.show_sweep(Outcomes.of([runs]), ("optimizer", "lr"), "x", {})
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width
     shown = " ".join(lines)
@@ -117,7 +118,7 @@ def test_numbers_survive_the_comparison() -> None:
 
 def test_a_sweep_is_drawn_as_one_bar_a_cell(runs: pd.DataFrame, tmp_path: Path) -> None:
     write_table(tmp_path / "runs.csv", runs)
-    look.show(tmp_path, figure=True)
+    look.show([tmp_path], figure=True)
     keys = keys_of(runs, ())
     figure = figures.outcomes(cells(runs, keys), keys)
     (axes,) = figure.axes
@@ -134,5 +135,5 @@ def test_too_many_cells_for_a_figure_are_said(runs: pd.DataFrame, tmp_path: Path
     many = pd.concat([runs.head(1).assign(lr=0.1 + i) for i in range(121)])
     write_table(tmp_path / "runs.csv", many)
     with pytest.raises(StudyError, match="121 cells are too many for a figure"):
-        look.show(tmp_path, figure=True)
+        look.show([tmp_path], figure=True)
     assert [path.name for path in tmp_path.iterdir()] == ["runs.csv"]

@@ -178,7 +178,7 @@ def pickled(part: Path, foreign: Path) -> None:
     stream = io.BytesIO()
     np.savez(stream, rows=np.array([{}], dtype=object))
     name = hashlib.sha256(stream.getvalue()).hexdigest()[:32]
-    (part.parent / f"{name}.npz").write_bytes(stream.getvalue())
+    (part.parent / f"chunk-{name}.npz").write_bytes(stream.getvalue())
 
 
 def stranger(part: Path, foreign: Path) -> None:

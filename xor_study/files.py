@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import itertools
 import os
 import tempfile
@@ -52,6 +53,21 @@ def _umask() -> int:
     return mask
 
 
+def hash_of_sources(names: Iterable[str]) -> str:
+    """Return a hash of some of this package's files of Python code, and of those in some of its folders.
+
+    Args:
+        names: relative to the package, such as "errors.py" or "model".
+    """
+    package = Path(__file__).resolve().parent
+    found = [package / name for name in names]
+    digest = hashlib.sha256()
+    for path in sorted(file for one in found for file in (one.rglob("*.py") if one.is_dir() else [one])):
+        # With the line ends of a checkout on Windows the code is the same.
+        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes().replace(b"\r\n", b"\n"))
+    return digest.hexdigest()
+
+
 def sweep_up(folder: Path, prefix: str) -> None:
     """Remove temporary files that killed processes left behind; call it only under the lock that guards them."""
     for path in folder.glob(f"{prefix}*"):
@@ -63,11 +79,22 @@ def write_table(path: Path, table: pd.DataFrame) -> Path:
 
     A path that ends in `.gz` is compressed, to the same bytes for the same table.
     """
+    pieces = (table.iloc[start : start + ROWS_AT_ONCE] for start in range(0, len(table), ROWS_AT_ONCE))
+    return write_pieces(path, pieces if len(table) else [table])
+
+
+def write_pieces(path: Path, pieces: Iterable[pd.DataFrame]) -> Path:
+    """Write a table that is made piece by piece, so that it need not be in memory as a whole; see `write_table`.
+
+    Args:
+        path: the file.
+        pieces: its rows in order, all with the same columns; at least one.
+    """
 
     def write(stream: IO[bytes]) -> None:
-        stream.write((",".join(map(_cell, table.columns)) + "\n").encode())
-        for start in range(0, len(table), ROWS_AT_ONCE):
-            stream.write("\n".join([*_lines(table.iloc[start : start + ROWS_AT_ONCE]), ""]).encode())
+        for number, piece in enumerate(pieces):
+            header = [] if number else [",".join(map(_cell, piece.columns))]
+            stream.write("\n".join([*header, *_lines(piece), ""]).encode())
 
     def compress(stream: IO[bytes]) -> None:
         with gzip.GzipFile("", "wb", fileobj=stream, mtime=0) as packed:
@@ -77,6 +104,7 @@ def write_table(path: Path, table: pd.DataFrame) -> Path:
 
 
 ROWS_AT_ONCE = 50_000
+"""Of a table, in memory as texts while they are written."""
 
 
 def _lines(table: pd.DataFrame) -> Iterator[str]:

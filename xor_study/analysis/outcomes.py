@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -21,7 +21,8 @@ class Outcomes:
     """The outcomes of runs, and the cells that the runs belong to.
 
     Attributes:
-        cells: the settings of each cell, columns CELL as in `runs.csv`; its index is 0, 1, 2, ...
+        cells: the settings of each cell, columns CELL as in `runs.csv`, in the order in which they are shown; a cell
+            may have no runs. Its index is 0, 1, 2, ...
         cell: which of them each run belongs to, shape (runs,).
         seed: of each run, shape (runs,).
         outcome: of each run, as its position in OUTCOMES, shape (runs,).
@@ -51,7 +52,7 @@ class Outcomes:
 
     @classmethod
     def joined(cls, blocks: Iterable[Outcomes]) -> Self:
-        """Return several outcomes as one, equal cells as one cell, in the order of their first runs.
+        """Return several outcomes as one, equal cells as one cell, in the order in which they come first.
 
         Raises:
             StudyError: if there are no runs.
@@ -76,11 +77,41 @@ class Outcomes:
     def __len__(self) -> int:
         return len(self.cell)
 
+    def by(self, keys: Sequence[str]) -> pd.DataFrame:
+        """Return the counts of cells that agree in some settings: columns keys, runs, OUTCOMES; in the cells' order.
+
+        Args:
+            keys: some of CELL; without any, all runs are counted together.
+        """
+        counts = self.counts()
+        counts = counts[counts.sum(axis=1) > 0]
+        settings = self.cells.loc[counts.index, list(keys)]
+        number, firsts = distinct_rows((settings[key] for key in keys), len(settings))
+        table = counts.groupby(number).sum()
+        table.insert(0, "runs", table.sum(axis=1))
+        return pd.concat([settings.iloc[firsts].reset_index(drop=True), table], axis=1)
+
     def counts(self) -> pd.DataFrame:
         """Return how many runs of each cell had which outcome: columns OUTCOMES, indexed as `cells`."""
         number = self.cell.astype(np.int64) * len(OUTCOMES) + self.outcome
         counts = np.bincount(number, minlength=len(self.cells) * len(OUTCOMES))
         return pd.DataFrame(counts.reshape(-1, len(OUTCOMES)), columns=list(OUTCOMES))
+
+
+def cells_to_json(cells: pd.DataFrame) -> dict[str, Any]:
+    """Return a table of cells as JSON can hold it: of a setting that all of them share only the one value."""
+    values = {key: _plain(cells[key]) for key in CELL}
+    shared = {key: column[0] if len(set(column)) == 1 else list(column) for key, column in values.items()}
+    return {"count": len(cells)} | shared
+
+
+def cells_from_json(written: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the table that `cells_to_json` was given, as it would be read from `runs.csv`.
+
+    Raises:
+        KeyError, TypeError, ValueError: if it is none.
+    """
+    return pd.DataFrame({key: written[key] for key in CELL}, index=range(written["count"])).astype({"batch": str})
 
 
 def _of_table(runs: pd.DataFrame) -> Outcomes:

@@ -38,7 +38,7 @@ from xor_study.study.reference import AXON, read_provenance, read_texts, table_f
 from xor_study.study.traces import read_trace, replay
 from xor_study.training.outcome import OUTCOMES
 
-MADE_BY = ["engine", "device", "torch_version", "package_version", "git_commit"]
+MADE_BY = ["engine", "device", "torch_version", "package_version", "git_commit", "code"]
 """Columns of a run that say which software made it: not compared with the reproduction's, but with the record."""
 
 DECISIVE = ("python", "torch", "numpy", "llvmlite", "system", "libc")

@@ -175,11 +175,12 @@ def _task(config: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     with in_one_line():
         values = compose.values_of(config)
-        engine, device, threads, log, shards, dry_run = (values.pop(name) for name in settings.SETTINGS)
+        engine, device, threads, log, shards, form, dry_run = (values.pop(name) for name in settings.SETTINGS)
         check_device(device)
         check_engine(engine, device, threads)
         overrides.check_log(log, sweep=False)
         overrides.check_mode(shards, dry_run, sweep=False)
+        overrides.check_format(form, sweep=False)
         table = table_of([values])
         (folder / records.CONFIG).write_text(OmegaConf.to_yaml(config))
         run = runner.run_one(table, engine, device, threads, folder, log).runs.iloc[0]

@@ -1,8 +1,7 @@
-"""Commands that read finished sweeps: `xor-study show FOLDER` and `xor-study compare A B`."""
+"""Commands that read sweeps: `xor-study show FOLDER` and `xor-study compare A B`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,13 +15,13 @@ if TYPE_CHECKING:
 
 def show_main(arguments: Sequence[str] | None = None) -> None:
     """Run `xor-study show`."""
-    parser = Parser(prog="xor-study show", description="Print the table of a sweep again.")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the sweep: the one that holds runs.csv")
+    parser = Parser(prog="xor-study show", description="Print the table of a sweep, finished or not, or of several.")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="of a sweep: the one with plan.json")
     parser.add_argument("--figure", action="store_true", help="also draw it, as FOLDER/outcomes.png and .pdf")
     _add_format(parser)
     with in_one_line():
         options = parser.parse_args(arguments)
-        show(options.folder, figure=options.figure, form=options.format)
+        show(options.folders, figure=options.figure, form=options.format)
 
 
 def compare_main(arguments: Sequence[str] | None = None) -> None:
@@ -51,45 +50,45 @@ def _add_format(parser: Parser) -> None:
 MOST_BARS = 120
 
 
-def show(folder: Path, *, figure: bool = False, form: str = "text") -> None:
-    """Print the table of a sweep's cells from its `runs.csv`, and draw it if asked.
+def show(folders: Sequence[Path], *, figure: bool = False, form: str = "text") -> None:
+    """Print the table of the cells of some sweeps, finished or not, and draw it if asked.
 
     Args:
-        folder: of the sweep.
-        figure: whether to draw it too.
+        folders: of the sweeps; a run that is in several of them counts once.
+        figure: whether to draw it too, in the first folder.
         form: one of `formats.FORMATS`; any but "text" prints nothing but the table.
 
     Raises:
-        StudyError: if the folder holds no results, or more cells than a figure can.
+        StudyError: if a folder holds no results, or if there are more cells than a figure can show.
     """
-    from xor_study.analysis.cells import cells, keys_of
-    from xor_study.sweeps import records, terminal
+    from xor_study.analysis.cells import keys_of
+    from xor_study.sweeps import reading, records, terminal
 
-    runs = runs_of(folder)
-    try:
-        about = json.loads((folder / records.PLAN).read_text())
-        axes, command = [str(axis) for axis in about["axes"]], str(about["command"])
-    except (OSError, ValueError, KeyError, TypeError):
-        axes, command = [], ""
-    known = [axis for axis in axes if axis in runs or axis == "activation"]
-    keys = keys_of(runs, known)
-    if figure:
-        from xor_study import figures  # matplotlib takes a third of a second, which sweeps that import this are spared
-        from xor_study.figures.captions import SWEEP_TITLES
-
-        found = cells(runs, keys)
-        if len(found) > MOST_BARS:
-            raise StudyError(f"{folder}: {len(found)} cells are too many for a figure (at most {MOST_BARS})")
-        title = SWEEP_TITLES["outcomes"]
-        drawn = figures.save(figures.outcomes(found, keys), folder / "outcomes", title=title)
+    read = reading.read(folders)
+    plan = records.read_plan(folders[0])
+    axes = [str(axis) for axis in plan.get("axes", ()) if axis in read.outcomes.cells or axis == "activation"]
+    keys = keys_of(read.outcomes.cells, axes)
+    drawn = _drawn(folders[0], read.outcomes.by(keys), keys) if figure else []
     if form != "text":
         from xor_study.sweeps import formats
 
-        print(formats.sweep_table(cells(runs, keys), keys, form))
+        print(formats.sweep_table(read.outcomes.by(keys), keys, form))
         return
-    terminal.show_sweep(runs, known, folder / records.RUNS, records.hints(folder, command))
-    if figure:
-        print(*drawn, sep="\n")
+    hints = records.hints(folders[0], str(plan.get("command", ""))) if len(folders) == 1 else {}
+    terminal.show_sweep(read.outcomes, axes, ", ".join(str(records.path_of_runs(folder)) for folder in folders), hints)
+    terminal.show_notes(list(read.notes()))
+    print(*drawn, sep="\n", end="\n" * bool(drawn))
+
+
+def _drawn(folder: Path, cells: pd.DataFrame, keys: Sequence[str]) -> list[Path]:
+    """Draw a table of cells and return the files."""
+    from xor_study import figures  # matplotlib takes a third of a second, which sweeps that import this are spared
+    from xor_study.figures.captions import SWEEP_TITLES
+
+    if len(cells) > MOST_BARS:
+        raise StudyError(f"{folder}: {len(cells)} cells are too many for a figure (at most {MOST_BARS})")
+    title = SWEEP_TITLES["outcomes"]
+    return figures.save(figures.outcomes(cells, keys), folder / "outcomes", title=title)
 
 
 def compare(one: Path, other: Path, *, form: str = "text") -> None:
@@ -116,16 +115,18 @@ def compare(one: Path, other: Path, *, form: str = "text") -> None:
 
 
 def runs_of(folder: Path) -> pd.DataFrame:
-    """Return the runs of a folder.
+    """Return the table of runs of a folder.
 
     Raises:
-        StudyError: if it holds no table of runs.
+        StudyError: if it holds none.
     """
     from xor_study.sweeps import records
 
-    path = folder / records.RUNS
+    path = records.path_of_runs(folder)
     try:
         runs = records.read_runs(folder)
+    except StudyError:
+        raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a table of runs"
         raise StudyError(f"{path}: {reason}") from error

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +11,16 @@ import numpy as np
 import pandas as pd
 
 from xor_study import figures
-from xor_study.analysis.cells import QUARTILES, cells, keys_of
+from xor_study.analysis.cells import CELL, QUARTILES, cells, keys_of
+from xor_study.analysis.outcomes import cells_from_json
 from xor_study.analysis.statistics import decomposition, wilson
 from xor_study.analysis.survival import not_solved_yet
 from xor_study.errors import StudyError, show, suggestion, typed
 from xor_study.figures.captions import SWEEP_CAPTIONS, SWEEP_TITLES
 from xor_study.figures.words import key_words
 from xor_study.sweeps import records
-from xor_study.sweeps.parts import FOLDER as PARTS
-from xor_study.sweeps.parts import Parts
-from xor_study.training.table import run_ids
+from xor_study.sweeps.parts import read_all
+from xor_study.training.table import distinct_rows
 
 Drawn = tuple[Any, str]
 """A matplotlib figure, which only `figures` may import, and its caption."""
@@ -56,25 +54,27 @@ def finished(folder: Path) -> Finished:
     """
     from xor_study.sweeps.commands import runs_of
 
-    plan = _plan(folder)
+    plan = records.read_plan(folder)
     planned = int(plan.get("runs", 0))
-    written = (folder / records.RUNS).exists()
+    written = records.path_of_runs(folder).exists()
     runs = runs_of(folder) if written or not plan else None
     losses = _losses(folder) if written else None
     if runs is None or len(runs) < planned:
-        runs, losses = _of_parts(folder, plan)
+        runs, losses = read_all(folder)
+        runs = _in_order(runs, plan)
     known = [axis for axis in plan.get("axes", ()) if axis in runs or axis == "activation"]
     axes = tuple(key for key in keys_of(runs, known) if runs[key].nunique(dropna=False) > 1)
     return Finished(runs, losses, axes, max(planned, len(runs)))
 
 
-def _plan(folder: Path) -> dict[str, Any]:
-    """Return the plan of a sweep, or nothing if the folder has none that can be read."""
+def _in_order(runs: pd.DataFrame, plan: Mapping[str, Any]) -> pd.DataFrame:
+    """Return runs in the order of a plan's cells, and of each cell in that of their seeds."""
     try:
-        plan = json.loads((folder / records.PLAN).read_text())
-        return {"runs": int(plan["runs"]), "axes": list(plan["axes"]), "command": str(plan["command"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        cells = cells_from_json(plan["cells"])
+    except (KeyError, TypeError, ValueError):
+        return runs
+    number, _ = distinct_rows((pd.concat([cells[key], runs[key]]) for key in CELL), len(cells) + len(runs))
+    return runs.iloc[np.lexsort((runs["seed"], number[len(cells) :]))]
 
 
 def _losses(folder: Path) -> pd.DataFrame | None:
@@ -84,27 +84,6 @@ def _losses(folder: Path) -> pd.DataFrame | None:
         return None
     except (OSError, ValueError, KeyError) as error:
         raise StudyError(f"{folder / records.LOSSES}: can't be read ({type(error).__name__})") from error
-
-
-def _of_parts(folder: Path, plan: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return runs and losses of the finished chunks of a sweep, whose command is planned again."""
-    from xor_study.engines.results import described
-    from xor_study.sweeps.plan import study_table
-
-    words = shlex.split(plan["command"])
-    table = study_table([word for word in words if "=" in word and not word.startswith(("hydra", "-"))])
-    ids = run_ids(table)
-    every = Parts(folder, ids.to_numpy().astype("S20"))
-    every.scan()
-    if not every.done.any():
-        raise StudyError(f"{folder / PARTS}: no run of the sweep is finished yet")
-    table, ids = table[every.done].reset_index(drop=True), ids[every.done].reset_index(drop=True)
-    parts = Parts(folder, ids.to_numpy().astype("S20"))
-    parts.scan()
-    merged = parts.merged()
-    columns = merged.columns.astype({"outcome": object})
-    losses = pd.DataFrame(merged.losses.astype(float), index=ids.to_numpy().astype(str), columns=merged.steps)
-    return pd.concat([described(table, ids), columns], axis=1), losses
 
 
 @dataclass(frozen=True)

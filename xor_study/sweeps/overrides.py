@@ -5,6 +5,7 @@ Nothing here imports torch or pandas, so a typo is answered at once.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from xor_study.engines.names import check_engine
 from xor_study.errors import StudyError, nearest, one_line, show, suggestion
 from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.sweeps.compose import CHOICES, hint, options
-from xor_study.sweeps.settings import LOGS, MOST_SHARDS, SETTINGS, STUDY
+from xor_study.sweeps.settings import FORMATS, LOGS, MOST_SHARDS, SETTINGS, STUDY
 from xor_study.training.spec import GROUPS, KEYS, OWN
 
 CALLABLES = ("hydra.callbacks", "hydra.job_logging", "hydra.hydra_logging")
@@ -121,6 +122,17 @@ def check_log(log: str, sweep: bool) -> None:
         raise StudyError(f"log={show(log)}: unknown{suggestion(str(log), LOGS)}")
     if sweep and log != LOGS[0]:
         raise StudyError(f"log={log}: prints the loss of a single run; leave it out of a sweep")
+
+
+def check_format(form: Any, sweep: bool) -> None:
+    """Raise StudyError unless a table of runs can be written in that format."""
+    if form not in FORMATS:
+        raise StudyError(f"format={show(form)}: unknown{suggestion(str(form), FORMATS)}")
+    if form == "parquet":
+        if not sweep:
+            raise StudyError("format=parquet requires a sweep; add -m (--multirun)")
+        if importlib.util.find_spec("pyarrow") is None:
+            raise StudyError("format=parquet: needs pyarrow; pip install 'xor-study[parquet]'")
 
 
 def check_mode(shards: Any, dry_run: Any, sweep: bool) -> None:

@@ -41,6 +41,7 @@ from xor_study.sweeps.overrides import (
     MOST_RUNS,
     axis,
     check_choice,
+    check_format,
     check_log,
     check_mode,
     is_data,
@@ -63,6 +64,7 @@ class Plan:
         table: the runs, checked and distinct.
         axes: the keys that the command line sweeps over, as given.
         engine, device, threads, log: for all of them.
+        format: of the table of runs, one of FORMATS.
         shards: jobs that the launcher is given, or None to train in this process.
         dry_run: whether to say what would run, and run nothing.
         duplicates: how many runs were dropped because they were asked for more than once.
@@ -75,6 +77,7 @@ class Plan:
     threads: int | None
     log: str
     shards: int | None
+    format: str
     dry_run: bool
     duplicates: int
 
@@ -113,6 +116,7 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
     check_device(device)
     check_log(settings["log"], sweep)
     check_mode(settings["shards"], settings["dry_run"], sweep)
+    check_format(settings["format"], sweep)
     check_engine(engine, device, settings["threads"])
     # Grids may overlap, and a list may repeat a value: each run is trained once.
     table = _joined([grid.table for grid in grids]) if len(grids) > 1 else grids[0].table

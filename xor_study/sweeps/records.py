@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import shlex
 import tempfile
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from xor_study.engines.results import Result
+from xor_study.engines.results import Result, described
 from xor_study.errors import StudyError
-from xor_study.files import write_atomically, write_table
+from xor_study.files import ROWS_AT_ONCE, write_atomically, write_pieces, write_table
 from xor_study.model.data import CORNERS
+from xor_study.sweeps import parquet
 from xor_study.sweeps.parts import Merged
 from xor_study.sweeps.provenance import provenance
+from xor_study.sweeps.settings import FORMATS
 
-RUNS, LOSSES, HISTORY, WEIGHTS, CONFIG = "runs.csv", "losses.npz", "history.csv", "weights.pt", "config.yaml"
+RUNS = FORMATS["csv"]
+LOSSES, HISTORY, WEIGHTS, CONFIG = "losses.npz", "history.csv", "weights.pt", "config.yaml"
 PLAN = "plan.json"
 """Of a sweep: which runs it has, and the command that made it."""
 
@@ -33,7 +38,7 @@ def check_folder(key: str, name: str, *, sweep: bool = False) -> None:
         raise StudyError(f"{key}=: must name a folder")
     folder = Path(name)
     try:
-        there = [file for file in (PLAN, RUNS) if (folder / file).exists()]
+        there = [file for file in (PLAN, *FORMATS.values()) if (folder / file).exists()]
         if there and not (sweep and PLAN in there):
             raise StudyError(f"{key}={folder}: holds {there[-1]} already; choose another folder or move it away")
         nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
@@ -59,11 +64,60 @@ def hints(folder: Path, command: str) -> dict[str, str]:
     return found | ({"resume or extend it": command} if command else {})
 
 
-def read_runs(folder: Path, name: str = RUNS) -> pd.DataFrame:
-    """Return the table of runs in a folder; step numbers that are missing are <NA>."""
-    text, whole = ("run_id", "git_commit", "batch"), ("solved_step", "first_nonfinite_step")
+def read_plan(folder: Path) -> dict[str, Any]:
+    """Return what `plan.json` says, or nothing if the folder has none that can be read."""
+    try:
+        plan = json.loads((folder / PLAN).read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return plan if isinstance(plan, dict) else {}
+
+
+def write_plan(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Write `plan.json`."""
+    text = json.dumps(plan, indent=1) + "\n"
+    write_atomically(folder / PLAN, lambda stream: stream.write(text.encode()))
+
+
+def read_runs(folder: Path, name: str | None = None, columns: Collection[str] | None = None) -> pd.DataFrame:
+    """Return the table of runs in a folder; step numbers that are missing are <NA>.
+
+    Args:
+        folder: of a sweep or of a single run.
+        name: of the file; by default the one of FORMATS that is there.
+        columns: those to read, as far as they are there; None for all.
+    """
+    (table,) = read_pieces(folder / name if name else path_of_runs(folder), columns, None)
+    return table
+
+
+def path_of_runs(folder: Path) -> Path:
+    """Return the table of runs in a folder, in the format that is there; `runs.csv` if none is."""
+    paths = [folder / name for name in FORMATS.values()]
+    return next((path for path in paths if path.exists()), paths[0])
+
+
+def read_pieces(path: Path, columns: Collection[str] | None, rows: int | None) -> Iterator[pd.DataFrame]:
+    """Yield a table of runs piece by piece; see `read_runs`.
+
+    Args:
+        path: of the file.
+        columns: those to read, as far as they are there; None for all.
+        rows: of a piece; None for one piece.
+    """
+    if path.suffix == ".parquet":
+        yield from parquet.read(path, columns, rows)
+        return
+    text, whole = ("run_id", "git_commit", "code", "batch"), ("solved_step", "first_nonfinite_step")
     types = dict.fromkeys(text, "str") | dict.fromkeys(whole, "Int64")
-    return pd.read_csv(folder / name, dtype=types, low_memory=False)  # in one piece, or its columns get mixed types
+    wanted = None if columns is None else lambda name: name in columns
+    # In one piece, or its columns get mixed types.
+    options: dict[str, Any] = {"dtype": types, "usecols": wanted, "low_memory": False}
+    if rows is None:
+        yield pd.read_csv(path, **options)
+    else:
+        with pd.read_csv(path, chunksize=rows, **options) as pieces:
+            yield from pieces
 
 
 def read_losses(folder: Path) -> pd.DataFrame:
@@ -74,8 +128,16 @@ def read_losses(folder: Path) -> pd.DataFrame:
         )
 
 
-def write_merged(folder: Path, runs: pd.DataFrame, run_ids: np.ndarray, merged: Merged) -> None:
-    """Write the runs and the recorded losses; the runs last, so that where they are, the losses are too."""
+def write_merged(folder: Path, table: pd.DataFrame, run_ids: np.ndarray, merged: Merged, form: str) -> None:
+    """Write the runs and the recorded losses; the runs last, so that where they are, the losses are too.
+
+    Args:
+        folder: of the sweep.
+        table: the plan's runs, checked.
+        run_ids: their identities.
+        merged: their results.
+        form: one of FORMATS; a table in another format, from an earlier command, is removed.
+    """
     arrays: dict[str, Any] = {
         "run_id": run_ids,
         "steps": merged.steps,
@@ -83,7 +145,17 @@ def write_merged(folder: Path, runs: pd.DataFrame, run_ids: np.ndarray, merged: 
         "epoch_losses": merged.epoch_losses,
     }
     write_atomically(folder / LOSSES, lambda stream: np.savez(stream, **arrays))
-    write_table(folder / RUNS, runs)
+
+    def piece(start: int) -> pd.DataFrame:
+        span = slice(start, start + ROWS_AT_ONCE)
+        ids = pd.Series(run_ids[span].astype(str).astype(object))
+        settings = described(table.iloc[span].reset_index(drop=True), ids, categories=True)
+        return pd.concat([settings, merged.columns(span)], axis=1)
+
+    pieces = map(piece, range(0, len(table), ROWS_AT_ONCE))
+    (parquet.write if form == "parquet" else write_pieces)(folder / FORMATS[form], pieces)
+    for other in FORMATS.keys() - {form}:
+        (folder / FORMATS[other]).unlink(missing_ok=True)
 
 
 def write_weights(folder: Path, result: Result) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from xor_study.analysis.outcomes import Outcomes
 from xor_study.engines import FallbackWarning, train_table
 from xor_study.engines.results import Result
 from xor_study.errors import StudyError, one_line
@@ -23,6 +24,7 @@ from xor_study.sweeps import records, terminal
 from xor_study.sweeps.chunks import chunked, estimate
 from xor_study.sweeps.plan import Plan
 from xor_study.sweeps.provenance import git_commit
+from xor_study.sweeps.settings import FORMATS
 from xor_study.sweeps.sweep import Sweep
 from xor_study.training.outcome import Detail
 from xor_study.training.table import run_ids
@@ -114,20 +116,21 @@ def run_sweep(
         elif sweep.lost():
             with terminal.progress_bar(len(planned.table)) as follow, sweep.watched(follow):
                 problems = launch(folder, sweep.planned.identity)
-        runs = _merge(sweep, problems)
+        outcomes = _merge(sweep, planned.format, problems)
     except (StudyError, OSError) as error:
         raise StudyError(f"{one_line(error)}; {_kept(sweep, command)}") from error
     except KeyboardInterrupt as error:
         raise InterruptedSweep(f"interrupted; {_kept(sweep, command)}") from error
     terminal.show_notes(problems)
-    terminal.show_sweep(runs, planned.axes, folder / records.RUNS, records.hints(folder, command))
+    table = folder / FORMATS[planned.format]
+    terminal.show_sweep(outcomes, planned.axes, str(table), records.hints(folder, command))
 
 
 MULTIRUN = "multirun.yaml"
 
 
-def _merge(sweep: Sweep, problems: Sequence[str]) -> pd.DataFrame:
-    """Return the table of all runs, written.
+def _merge(sweep: Sweep, form: str, problems: Sequence[str]) -> Outcomes:
+    """Write the table of all runs and return their outcomes.
 
     Raises:
         StudyError: if runs are missing; it names the shards that were lost.
@@ -138,7 +141,7 @@ def _merge(sweep: Sweep, problems: Sequence[str]) -> pd.DataFrame:
         numbers = " and ".join(filter(None, [", ".join(map(str, lost[:-1])), str(lost[-1])]))
         names = f"shard{'s' * (len(lost) > 1)} {numbers} of {sweep.shards} did not finish"
         raise StudyError("; ".join([names, *problems]))
-    return sweep.merge()
+    return sweep.merge(form)
 
 
 def _kept(sweep: Sweep, command: str) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-SETTINGS = ("engine", "device", "threads", "log", "shards", "dry_run")
+SETTINGS = ("engine", "device", "threads", "log", "shards", "format", "dry_run")
 """What is the same for a whole sweep and not part of a run."""
 
 LOGS = ("epochs", "axon")
 """How the loss of a single run is printed: mean of each epoch, or the running mean that Axon's loop prints."""
+
+FORMATS = {"csv": "runs.csv", "parquet": "runs.parquet"}
+"""How a sweep's table of runs is written, and the file's name."""
 
 MOST_SHARDS = 10**5
 

@@ -7,7 +7,6 @@ locks, only that no chunk is trained twice: training a chunk again gives the sam
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,18 +21,23 @@ import pandas as pd
 from filelock import BaseFileLock, FileLock
 from numpy.typing import NDArray
 
+from xor_study.analysis.outcomes import Outcomes, cells_to_json
 from xor_study.engines import AUTO, train_batches
-from xor_study.engines.results import Measured, Progress, described
+from xor_study.engines.results import Measured, Progress
 from xor_study.errors import StudyError, interrupts_held
-from xor_study.files import sweep_up, write_atomically
+from xor_study.files import sweep_up
 from xor_study.sweeps import records
 from xor_study.sweeps.chunks import Chunk, Chunks, chunked
-from xor_study.sweeps.parts import Part, Parts
+from xor_study.sweeps.parts import Part, Parts, cells_of, outcomes
 from xor_study.sweeps.provenance import provenance
+from xor_study.sweeps.settings import FORMATS
 from xor_study.training.table import run_ids
 
 MOST_WAITING = 2
 """How many parts may wait to be written before training waits for them."""
+
+MOST_CELLS = 10**5
+"""Whose settings are kept in `plan.json`, in the order of the plan."""
 
 CLAIM_SECONDS = 0.5
 """How long to wait for another process's chunk before checking for an interruption."""
@@ -59,7 +63,6 @@ class Sweep:
         shards: how many jobs share the work, or None.
 
     Attributes:
-        ids: the runs' identities.
         planned: the chunks that they are trained in.
         parts: the results so far.
     """
@@ -70,14 +73,13 @@ class Sweep:
     threads: int | None
     folder: Path
     shards: int | None = None
-    ids: pd.Series[str] = field(init=False)
     planned: Chunks = field(init=False)
     parts: Parts = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ids = run_ids(self.table)
-        self.parts = Parts(self.folder, self.ids.to_numpy().astype("S20"))
-        self.planned = chunked(self.table, self.parts.run_ids, self.engine, self.device, self.shards)
+        ids = run_ids(self.table).to_numpy().astype("S20")
+        self.planned = chunked(self.table, ids, self.engine, self.device, self.shards)
+        self.parts = Parts(self.folder, ids, {chunk.identity: chunk.rows for chunk in self.planned.all})
 
     def begin(self, command: str, axes: Sequence[str]) -> list[str]:
         """Claim the folder for this sweep, or resume the sweep in it, and return notes on its content.
@@ -103,16 +105,16 @@ class Sweep:
             if (self.folder / records.RUNS).exists() and not self.parts.done.any():
                 raise StudyError(f"hydra.sweep.dir={self.folder}: holds {records.RUNS} without its parts; move it away")
             about = {"identity": self.planned.identity, "runs": len(self.table), "command": command, "axes": axes}
-            text = json.dumps(about, indent=1) + "\n"
-            write_atomically(self.folder / records.PLAN, lambda stream: stream.write(text.encode()))
+            _, cells = cells_of(self.table)
+            if len(cells) <= MOST_CELLS:
+                about["cells"] = cells_to_json(cells)
+            records.write_plan(self.folder, about)
         return list(self._notes())
 
     def _before(self) -> str | None:
         """Return the identity of the plan that the folder belongs to, or None if it is unknown."""
-        try:
-            return str(json.loads((self.folder / records.PLAN).read_text())["identity"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        identity = records.read_plan(self.folder).get("identity")
+        return None if identity is None else str(identity)
 
     def _notes(self) -> Iterator[str]:
         for name, problem in self.parts.problems.items():
@@ -219,7 +221,8 @@ class Sweep:
 
             def write(claim: _Claim, measured: Measured) -> None:
                 # The lock is released only when the part is on disk: whoever gets it next must see the part.
-                part = Part.of(self.parts.run_ids[claim.rows], measured, made)
+                table = self.table.take(claim.rows)
+                part = Part.of(table, self.parts.run_ids[claim.rows], measured, made)
                 self.parts.add(claim.chunk, claim.rows, part)
                 claim.lock.release()
                 held.discard(claim.lock)
@@ -276,21 +279,24 @@ class Sweep:
                 lock.release()
                 held.discard(lock)
 
-    def merge(self) -> pd.DataFrame:
-        """Write `runs.csv` and `losses.npz` from the parts and return the table of runs.
+    def merge(self, form: str = "csv") -> Outcomes:
+        """Write the table of runs and `losses.npz` from the parts and return the runs' outcomes.
+
+        Args:
+            form: of the table, one of `FORMATS`.
 
         Raises:
             StudyError: if runs are missing, or if a sweep with another plan has claimed the folder.
         """
         merged = self.parts.merged()
-        runs = pd.concat([described(self.table, self.ids, categories=True), merged.columns], axis=1)
         with self._lock():
             if self._before() != self.planned.identity:
                 raise StudyError(
                     f"{self.folder}: another sweep has started in this folder; its {records.RUNS} is not overwritten"
                 )
-            for name in (records.RUNS, records.LOSSES, records.PLAN):
+            for name in (*FORMATS.values(), records.LOSSES, records.PLAN):
                 sweep_up(self.folder, f".{name}.")
-            records.write_merged(self.folder, runs, self.parts.run_ids, merged)
+            records.write_merged(self.folder, self.table, self.parts.run_ids, merged, form)
+            records.write_plan(self.folder, records.read_plan(self.folder) | {"parts": self.parts.used})
             self.parts.remove_locks()
-        return runs
+        return outcomes(self.table, merged.rows)

@@ -24,7 +24,8 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
-from xor_study.analysis.cells import cells, keys_of
+from xor_study.analysis.cells import keys_of
+from xor_study.analysis.outcomes import Outcomes
 from xor_study.analysis.statistics import wilson
 from xor_study.engines import FallbackWarning
 from xor_study.engines.results import Progress, Result
@@ -212,18 +213,18 @@ def _verdict(run: pd.Series[Any]) -> str:
     return f"outcome: [{COLOURS[outcome]}]{outcome}[/] ({details})"
 
 
-def show_sweep(runs: pd.DataFrame, axes: Sequence[str], path: Path, hints: Mapping[str, str]) -> None:
+def show_sweep(outcomes: Outcomes, axes: Sequence[str], where: str, hints: Mapping[str, str]) -> None:
     """Print how many runs of each cell came to which outcome, seeds collapsed, and where to go from there.
 
     Args:
-        runs: as in `runs.csv`.
+        outcomes: of the runs.
         axes: that were given, in order.
-        path: of the table of runs.
+        where: the runs are.
         hints: commands, by what they are for.
     """
     out = console()
-    keys = keys_of(runs, axes)
-    found = cells(runs, keys)
+    keys = keys_of(outcomes.cells, axes)
+    found = outcomes.by(keys)
     rows = [
         ([_text(row[key]) for key in keys], int(row["runs"]), [int(row[name]) for name in OUTCOMES])
         for row in found.head(MOST_ROWS).to_dict("records")
@@ -237,10 +238,9 @@ def show_sweep(runs: pd.DataFrame, axes: Sequence[str], path: Path, hints: Mappi
     out.print(table)
     if len(found) > MOST_ROWS:
         out.print(f"... and {len(found) - MOST_ROWS} more cells")
-    out.print(
-        "shares with Wilson's 95 % interval" if len(runs) > len(found) else "", end="\n" * (len(runs) > len(found))
-    )
-    out.print(f"{len(runs)} runs: {path}", soft_wrap=True, markup=False)
+    if len(outcomes) > len(found):
+        out.print("shares with Wilson's 95 % interval")
+    out.print(f"{len(outcomes)} runs: {where}", soft_wrap=True, markup=False)
     for purpose, command in hints.items():
         out.print(f"{purpose}: {command}", soft_wrap=True, markup=False)
 

@@ -66,6 +66,7 @@ _MEANINGS = {
     "threads": "of engine lanes; null: one on each core",
     "log": f"{', '.join(LOGS)}: mean loss of each epoch, or the running mean as Axon prints it",
     "shards": "jobs of a sweep for hydra/launcher=joblib, submitit_slurm, ...; null: none",
+    "format": "of a sweep's table of runs: csv, or parquet (a tenth of the size)",
     "dry_run": "true: say what would run, and about how long, and run nothing",
 }
 """What each key is for, in the order in which they are printed."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from xor_study.engines.lanes.llvm import Loop, text
 from xor_study.engines.lanes.native import Kernel
 from xor_study.engines.lanes.scalar import ScalarProgram
 from xor_study.engines.lanes.trace import trace
+from xor_study.files import hash_of_sources
 from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.model.catalogue import Catalogue
 from xor_study.model.data import CORNERS
@@ -130,12 +129,7 @@ TRACED = ("errors.py", "model", "training")
 @cache
 def sources() -> str:
     """Return a hash of all code that decides a program, so that a text traced by other code is not used."""
-    digest = hashlib.sha256()
-    package = Path(__file__).resolve().parents[2]
-    folders = [package / name for name in TRACED] + [Path(__file__).parent]
-    for path in sorted(file for folder in folders for file in (folder.rglob("*.py") if folder.is_dir() else [folder])):
-        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
-    return digest.hexdigest()
+    return hash_of_sources([*TRACED, "engines/lanes"])
 
 
 def _named(catalogue: Catalogue[Any], entry: Any) -> str | None:
