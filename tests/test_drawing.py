@@ -59,12 +59,13 @@ def sweep(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "sweep"))
 
 
-def unfinished(sweep: Path, lr: str = "lr=0.01,0.1,1,10") -> None:
+def unfinished(sweep: Path) -> None:
     """Make the sweep in a folder look as if it were still being extended: a plan of more runs than it has parts of."""
     (sweep / "runs.csv").unlink()
     (sweep / "losses.npz").unlink()
     plan = json.loads((sweep / "plan.json").read_text())
-    plan |= {"runs": plan["runs"] * 4 // 3, "command": plan["command"].replace("lr=0.01,0.1,1", lr)}
+    plan["runs"] = plan["runs"] * 4 // 3
+    del plan["parts"]
     (sweep / "plan.json").write_text(json.dumps(plan))
 
 
@@ -181,7 +182,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
         (lambda sweep: (sweep / "runs.csv").write_text("a,b\n1,2\n"), "not a table of runs"),
         (lambda sweep: (sweep / "runs.csv").write_text(""), "not a table of runs"),
         (lambda sweep: (sweep / "losses.npz").write_bytes(b"no"), "losses.npz: can't be read"),
-        (lambda sweep: unfinished(sweep, "lr=3,5"), "no run of the sweep is finished yet"),
+        (lambda sweep: (unfinished(sweep), shutil.rmtree(sweep / "parts")), "no run of the sweep is finished yet"),
     ],
     ids=["no folder", "no runs", "no columns", "empty", "no losses", "not begun"],
 )

@@ -227,7 +227,10 @@ BAD = [
     (["~lr"], "~lr: must be key=value"),
     (["shw", "folder"], "shw: unknown command; did you mean show? (known: autopsy, "),
     (["show"], "the following arguments are required: FOLDER; see xor-study show --help"),
-    (["show", "a", "b"], "unrecognized arguments: b; see xor-study show --help"),
+    (["show", "a", "b"], "a/runs.csv: No such file or directory"),
+    (["show", "a", "--b"], "unrecognized arguments: --b; see xor-study show --help"),
+    (["-m", "format=xml"], "format=xml: unknown (known: csv, parquet)"),
+    (["format=parquet"], "format=parquet requires a sweep; add -m (--multirun)"),
     (["figures", "mechanisms"], "mechanisms: unknown figure; did you mean mechanism?"),
     (["--help", "optimizer"], "--help optimizer: the only topic is choices"),
 ]

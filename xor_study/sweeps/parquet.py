@@ -32,10 +32,7 @@ def write(path: Path, pieces: Iterable[pd.DataFrame]) -> None:
     def save(stream: Any) -> None:
         writer = None
         for piece in pieces:
-            fields = [(name, _type(piece[name])) for name in piece]
-            table = arrow.Table.from_pandas(piece, arrow.schema(fields), preserve_index=False)
-            # Without pandas' metadata: it holds pandas' version, and the same runs must be the same bytes.
-            table = table.replace_schema_metadata(None)
+            table = arrow.table({name: _array(piece[name]) for name in piece})
             writer = writer or parquet.ParquetWriter(stream, table.schema, compression="zstd", compression_level=9)
             writer.write_table(table)
         if writer is not None:
@@ -44,15 +41,25 @@ def write(path: Path, pieces: Iterable[pd.DataFrame]) -> None:
     write_atomically(path, save)
 
 
-def _type(column: pd.Series[Any]) -> Any:
-    """Return Arrow's type of a column, the same for every piece of a table: categories are those of the whole table."""
+def _array(column: pd.Series[Any]) -> Any:
+    """Return a column as Arrow's array, of the same type in every piece of a table: NaN stays, None is missing."""
     arrow = pyarrow("pyarrow")
-    if not isinstance(column.dtype, pd.CategoricalDtype):
-        return arrow.string() if column.dtype == object else arrow.Array.from_pandas(column.head(0)).type
-    values = column.cat.categories
-    kinds = {bool: arrow.bool_(), int: arrow.int64(), float: arrow.float64()}
-    found = {kinds.get(type(value), arrow.string()) for value in values.tolist()}
-    return found.pop() if len(found) == 1 else arrow.string()
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return _of_categories(column)
+    if column.dtype != object:
+        return arrow.array(column.array if column.dtype == "Int64" else column.to_numpy(), from_pandas=False)
+    # Texts, or floats that are missing in some runs, perhaps in all of this piece.
+    texts = pd.api.types.infer_dtype(column, skipna=True) == "string"
+    return arrow.array(column.tolist(), arrow.string() if texts else arrow.float64(), from_pandas=False)
+
+
+def _of_categories(column: pd.Series[Any]) -> Any:
+    arrow = pyarrow("pyarrow")
+    values = column.cat.categories.tolist()  # of the whole table, whatever a piece has of them
+    alike = len(set(map(type, values))) == 1 and not isinstance(values[0], str)
+    codes = arrow.array(column.cat.codes.to_numpy(), mask=column.isna().to_numpy())
+    kinds = arrow.array(values if alike else list(map(str, values)), None if alike else arrow.string())
+    return kinds.take(codes)
 
 
 def read(path: Path, columns: Collection[str] | None, rows: int | None) -> Iterator[pd.DataFrame]:

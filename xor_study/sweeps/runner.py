@@ -170,7 +170,6 @@ def run_shard(sweep: Sweep, shard: int, identity: str) -> None:
             f"{sweep.folder}: this host's plan differs from the one that started the sweep; "
             "check that package versions match"
         )
-    sweep.parts.scan()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)
         sweep.train(lambda progress: None, shard)

@@ -152,6 +152,10 @@ class Sweep:
             shard: which shard's chunks to train, from 0; None for all.
         """
         own = self.chunks_of(shard)
+        if shard is not None:
+            # All jobs together would otherwise read each part as often as there are jobs.
+            self.parts.not_read = self.parts.chunks.keys() - {chunk.identity for chunk in own}
+            self.parts.scan()
         rows = np.concatenate([np.zeros(0, np.intp), *(chunk.rows for chunk in own)])
         todo = rows[~self.parts.done[rows]]
         progress = Progress(len(rows), int(self._steps[todo].sum()), len(rows) - len(todo))
