@@ -11,6 +11,7 @@ import pandas as pd
 
 from xor_study.errors import StudyError
 from xor_study.files import write_atomically
+from xor_study.training.outcome import NUMBERS
 
 
 def pyarrow(name: str = "pyarrow.parquet") -> Any:
@@ -33,12 +34,19 @@ def write(path: Path, pieces: Iterable[pd.DataFrame]) -> None:
         writer = None
         for piece in pieces:
             table = arrow.table({name: _array(piece[name]) for name in piece})
-            writer = writer or parquet.ParquetWriter(stream, table.schema, compression="zstd", compression_level=9)
+            writer = writer or parquet.ParquetWriter(stream, table.schema, **_options(table))
             writer.write_table(table)
         if writer is not None:
             writer.close()
 
     write_atomically(path, save)
+
+
+def _options(table: Any) -> dict[str, Any]:
+    """Return how columns are encoded, which makes two thirds of the size: most measures are distinct floats."""
+    few = {column for column in table.column_names if column not in ("run_id", "seed", *NUMBERS)}
+    encoding = dict.fromkeys(NUMBERS, "BYTE_STREAM_SPLIT") | {"seed": "DELTA_BINARY_PACKED"}
+    return {"compression": "zstd", "use_dictionary": sorted(few), "column_encoding": encoding}
 
 
 def _array(column: pd.Series[Any]) -> Any:
