@@ -196,3 +196,13 @@ def records_of(specs: list[RunSpec]) -> pd.DataFrame:
 
     table = table_of(specs)
     return described(table, run_ids(table)).assign(outcome="solved")
+
+
+@pytest.mark.parametrize("spread", [1, 10**12])
+def test_a_run_that_is_read_twice_is_found_whatever_its_seed(spread: int) -> None:
+    table = records_of([RunSpec(lr=lr, seed=seed * spread) for lr in (0.1, 1.0) for seed in range(4)])
+    both = Outcomes.of([table, table.iloc[[1, 6]], table.assign(seed=table["seed"] + 4 * spread)])
+    assert len(both) == 18
+    once = reading._distinct(both)
+    assert len(once) == len(set(zip(once.cell.tolist(), once.seed.tolist(), strict=True))) == 16
+    assert reading._distinct(once).seed.tolist() == once.seed.tolist()

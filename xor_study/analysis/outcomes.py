@@ -57,22 +57,15 @@ class Outcomes:
         Raises:
             StudyError: if there are no runs.
         """
-        known: dict[tuple[Any, ...], int] = {}
-        firsts, cells, seeds, outcomes = [], [], [], []
+        settings, runs = [], []
         for block in blocks:
-            # To Python's own objects: a column of one block may be of numbers, in another of texts and numbers.
-            rows = zip(*(_plain(block.cells[key]) for key in CELL), strict=True)
-            before = len(known)
-            numbers = np.array([known.setdefault(row, len(known)) for row in rows], np.int32)
-            fresh, first = np.unique(numbers, return_index=True)
-            firsts.append(block.cells.iloc[first[fresh >= before]])
-            cells.append(numbers[block.cell])
-            seeds.append(block.seed)
-            outcomes.append(block.outcome)
-        if not cells:
+            settings.append(cells_to_json(block.cells))
+            runs.append((block.cell, block.seed, block.outcome))
+        if not runs:
             raise StudyError("no runs")
-        settings = pd.concat(firsts, ignore_index=True) if len(firsts) > 1 else firsts[0]
-        return cls(settings, np.concatenate(cells), np.concatenate(seeds), np.concatenate(outcomes))
+        cells, numbers = _union(settings)
+        cell = np.concatenate([number[cell] for number, (cell, _, _) in zip(numbers, runs, strict=True)])
+        return cls(cells, cell, np.concatenate([run[1] for run in runs]), np.concatenate([run[2] for run in runs]))
 
     def __len__(self) -> int:
         return len(self.cell)
@@ -98,11 +91,28 @@ class Outcomes:
         return pd.DataFrame(counts.reshape(-1, len(OUTCOMES)), columns=list(OUTCOMES))
 
 
+def _union(tables: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame, list[NDArray[np.int32]]]:
+    """Return the distinct cells of tables written by `cells_to_json`, and the number of each of their cells in it."""
+    first = tables[0]
+    # Most settings are the same in all cells: only those that differ are looked up.
+    varied = [key for key in CELL if isinstance(first[key], list) or any(one[key] != first[key] for one in tables)]
+    known: dict[tuple[Any, ...], int] = {}
+    numbers = []
+    for one in tables:
+        columns = [one[key] if isinstance(one[key], list) else [one[key]] * one["count"] for key in varied]
+        rows = zip(range(one["count"]), *columns, strict=True)
+        numbers.append(np.array([known.setdefault(row[1:], len(known)) for row in rows], np.int32))
+    values = {key: [row[at] for row in known] for at, key in enumerate(varied)}
+    cells = pd.DataFrame({key: values.get(key, first[key]) for key in CELL}, index=range(len(known)))
+    return cells, numbers
+
+
 def cells_to_json(cells: pd.DataFrame) -> dict[str, Any]:
     """Return a table of cells as JSON can hold it: of a setting that all of them share only the one value."""
     values = {key: _plain(cells[key]) for key in CELL}
-    shared = {key: column[0] if len(set(column)) == 1 else list(column) for key, column in values.items()}
-    return {"count": len(cells)} | shared
+    return {"count": len(cells)} | {
+        key: column[0] if len(set(column)) == 1 else column for key, column in values.items()
+    }
 
 
 def cells_from_json(written: Mapping[str, Any]) -> pd.DataFrame:

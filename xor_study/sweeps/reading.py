@@ -21,6 +21,9 @@ from xor_study.training.spec import KEYS
 ROWS = 1 << 17
 """Of a table that are read at a time."""
 
+SPARSE = 8
+"""Bytes a run that may be spent on finding runs that are there twice before sorting is cheaper."""
+
 
 @dataclass(frozen=True)
 class Read:
@@ -137,11 +140,27 @@ class _Blocks:
 
 def _distinct(outcomes: Outcomes) -> Outcomes:
     """Return outcomes with each run once: two processes that trained it at once have left it in two parts."""
+    if not _repeated(outcomes):
+        return outcomes
     order = np.lexsort((outcomes.seed, outcomes.cell))
     cell, seed = outcomes.cell[order], outcomes.seed[order]
-    again = order[1:][(cell[1:] == cell[:-1]) & (seed[1:] == seed[:-1])]
-    if not len(again):
-        return outcomes
     keep = np.ones(len(outcomes), bool)
-    keep[again] = False
+    keep[order[1:][(cell[1:] == cell[:-1]) & (seed[1:] == seed[:-1])]] = False
     return Outcomes(outcomes.cells, outcomes.cell[keep], outcomes.seed[keep], outcomes.outcome[keep])
+
+
+def _repeated(outcomes: Outcomes) -> bool:
+    """Return whether a run may be there twice, in a byte a run where a cell's seeds are close to each other."""
+    count = len(outcomes.cells)
+    low, high = np.full(count, np.iinfo(np.int64).max), np.full(count, -1)
+    np.minimum.at(low, outcomes.cell, outcomes.seed)
+    np.maximum.at(high, outcomes.cell, outcomes.seed)
+    widths = np.maximum(high - low + 1.0, 0)
+    if widths.sum() > SPARSE * len(outcomes):
+        return True
+    starts = np.append(0, np.cumsum(widths)[:-1]).astype(np.int64) - low
+    seen = np.zeros(int(widths.sum()), bool)
+    for at in range(0, len(outcomes), ROWS):
+        span = slice(at, at + ROWS)
+        seen[starts[outcomes.cell[span]] + outcomes.seed[span]] = True
+    return int(seen.sum()) < len(outcomes)
