@@ -3,19 +3,18 @@
 import itertools
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from scipy.stats import multinomial
 
 from xor_study import RunSpec, StudyError, figures, train
-from xor_study.analysis.cells import cells, compared, keys_of
+from xor_study.analysis.cells import cells, keys_of
 from xor_study.analysis.outcomes import Outcomes
 from xor_study.analysis.statistics import paired_difference
 from xor_study.files import write_table
 from xor_study.sweeps import commands as look
-from xor_study.sweeps import records, terminal
+from xor_study.sweeps import terminal
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,34 +57,6 @@ def test_the_interval_of_a_paired_difference_covers_it(p12: float, p21: float) -
     assert 0.93 < covered < 0.99
 
 
-def test_two_tables_are_paired_by_what_they_share(runs: pd.DataFrame) -> None:
-    other = table(gain=3.0).query("seed < 4")
-    differing, found = compared(runs, other)
-    assert differing == {"gain": (1.0, 3.0)}
-    for row in found.to_dict("records"):
-        a, b = (t[(t["optimizer"] == row["optimizer"]) & (t["lr"] == float(row["lr"]))] for t in (runs, other))
-        pairs = a.merge(b, on="seed")
-        assert row["pairs"] == len(pairs) == 4
-        after = (pairs["outcome_y"] == row["outcome"]).mean()
-        assert row["difference"] == pytest.approx(after - (pairs["outcome_x"] == row["outcome"]).mean())
-
-
-def test_a_table_from_a_file_pairs_with_itself(runs: pd.DataFrame, tmp_path: Path) -> None:
-    write_table(tmp_path / "runs.csv", runs)
-    differing, found = compared(records.read_runs(tmp_path), runs)
-    assert differing == {}
-    assert found.groupby(["optimizer", "lr"])["pairs"].first().tolist() == [6] * 4
-    assert not found["difference"].any()
-
-
-def test_what_cannot_be_paired_is_said(runs: pd.DataFrame) -> None:
-    with pytest.raises(StudyError, match="no two runs agree in seed"):
-        compared(runs, runs.assign(seed=runs["seed"] + 100))
-    both = pd.concat([runs, runs])
-    with pytest.raises(StudyError, match="can't be paired"):
-        compared(both, runs)
-
-
 @pytest.mark.parametrize("width", [70, 80, 120])
 def test_a_table_fits_the_terminal_and_loses_nothing(
     width: int, runs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -104,16 +75,6 @@ def test_the_citation_names_this_version() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= set(cited)
     assert f'version = "{cited["version"]}"' in (ROOT / "pyproject.toml").read_text()
-
-
-def test_numbers_survive_the_comparison() -> None:
-    """A seed beyond 2^53 is not rounded onto its neighbour."""
-    big = 2**60
-    one, other = (
-        train([RunSpec(seed=big + s, epochs=1, iterations=5, lr=lr) for s in range(3)]).runs for lr in (0.1, 0.2)
-    )
-    assert compared(one, other)[1]["pairs"].tolist() == [3]
-    assert np.isfinite(compared(one, other)[1]["p"]).all()
 
 
 def test_a_sweep_is_drawn_as_one_bar_a_cell(runs: pd.DataFrame, tmp_path: Path) -> None:

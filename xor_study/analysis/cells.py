@@ -1,6 +1,6 @@
 """Runs by cell: a cell is all runs that differ in nothing but their seed.
 
-Any table of runs can be counted cell by cell and compared with another one. `Study.where` also finds cells by how they
+Any table of runs can be counted cell by cell. `Study.where` also finds cells by how they
 differ from the article's network, so its users need not know which grid a run came from.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from xor_study.analysis.statistics import holm, paired_difference, wilson
+from xor_study.analysis.statistics import wilson_intervals
 from xor_study.errors import StudyError, typed
 from xor_study.training.outcome import OUTCOMES
 from xor_study.training.spec import GROUPS, KEYS, OWN, RunSpec, key_of
@@ -70,69 +70,6 @@ def _outcome_counts(runs: pd.DataFrame, cell: pd.Series[Any]) -> pd.DataFrame:
     return pd.crosstab(cell, runs["outcome"]).reindex(columns=list(OUTCOMES), fill_value=0)
 
 
-def compared(one: pd.DataFrame, other: pd.DataFrame) -> tuple[dict[str, tuple[Any, Any]], pd.DataFrame]:
-    """Return what two tables of runs differ in, and the paired differences of their outcomes.
-
-    A column that has one value in all of one table and another in all of the other is a difference; runs that agree in
-    all other fields, the seed among them, are a pair. A run without a partner is left out.
-
-    Args:
-        one: rows as in `runs.csv`, from a sweep or from a file.
-        other: likewise.
-
-    Returns:
-        the values in both, by column; and a table with a row for each cell and outcome that occurs in it: columns keys,
-        pairs, outcome, one, other (shares), difference, low, high (Newcombe's 95 % interval) and p (McNemar's
-        exact test, adjusted by Holm's method).
-
-    Raises:
-        StudyError: if there are no pairs, or if a run could be paired with several.
-    """
-    differing = {key: (one[key].iloc[0], other[key].iloc[0]) for key in KEYS if _is_difference(one[key], other[key])}
-    pairs = _pairs(one, other, [key for key in KEYS if key not in differing])
-    keys = keys_of(pairs, ())
-    rows = []
-    groups = pairs.groupby(keys, sort=False, dropna=False) if keys else [((), pairs)]
-    for cell, members in groups:
-        for outcome in OUTCOMES:
-            before, after = members["outcome"] == outcome, members["outcome_other"] == outcome
-            if before.any() or after.any():
-                effect = paired_difference(before, after)
-                row = dict(zip(keys, cell, strict=True)) | {"pairs": len(members), "outcome": outcome}
-                row |= {"one": before.mean(), "other": after.mean(), "difference": effect.value}
-                rows.append(row | {"low": effect.low, "high": effect.high, "p": effect.p})
-    table = pd.DataFrame(rows)
-    table["p"] = holm(list(table["p"]))
-    return differing, table
-
-
-def _pairs(one: pd.DataFrame, other: pd.DataFrame, shared: list[str]) -> pd.DataFrame:
-    """Return the runs of two tables that agree in the shared columns: these, outcome and outcome_other."""
-    left, right = (
-        pd.DataFrame({key: _comparable(table[key]) for key in shared} | {"outcome": table["outcome"]})
-        for table in (one, other)
-    )
-    if left.duplicated(shared).any() or right.duplicated(shared).any():
-        raise StudyError("runs can't be paired: some differ only in what the two folders differ in")
-    pairs = left.merge(right, on=shared, suffixes=("", "_other"))
-    if pairs.empty:
-        apart = [key for key in shared if not set(left[key]) & set(right[key])]
-        raise StudyError(f"no pairs: no two runs agree in {', '.join(apart) or 'all that the folders share'}")
-    return pairs
-
-
-def _is_difference(one: pd.Series[Any], other: pd.Series[Any]) -> bool:
-    constant = one.nunique(dropna=False) == other.nunique(dropna=False) == 1
-    return constant and _comparable(one.iloc[:1]).iloc[0] != _comparable(other.iloc[:1]).iloc[0]
-
-
-def _comparable(column: pd.Series[Any]) -> pd.Series[str]:
-    """Return a column as exact texts, a missing value as an empty one: a column of a file may hold texts already."""
-    codes, distinct = pd.factorize(column, use_na_sentinel=False)
-    texts = ["" if pd.isna(value) else typed(value) for value in distinct.tolist()]
-    return pd.Series(np.array(texts, dtype=object)[codes], index=column.index)
-
-
 class Cells:
     """Cells and how they differ from the article's network.
 
@@ -149,7 +86,7 @@ class Cells:
         self.read: set[int] = set()
         self._kept = np.ones(len(table), bool)
         self._masks: dict[Any, NDArray[np.bool_]] = {}
-        self._unusual = ~np.array([_is_usual(table, key) for key in CELL])  # (keys, cells)
+        self._unusual = ~np.array([is_usual(table, key) for key in CELL])  # (keys, cells)
 
     def where(self, *free: str, **values: Any) -> pd.DataFrame:
         """Return the cells that are the article's network but for what is named.
@@ -274,9 +211,9 @@ def _summary(runs: pd.DataFrame) -> pd.DataFrame:
     columns: dict[str, Any] = {"n": counts.sum(axis=1)}
     for outcome in OUTCOMES:
         count = counts[outcome]
-        ends = np.array([wilson(int(k), int(n)) for k, n in zip(count, columns["n"], strict=True)])
+        low, high = wilson_intervals(count, columns["n"])
         columns |= {f"{outcome}_runs": count, outcome: count / columns["n"]}
-        columns |= {f"{outcome}_low": ends[:, 0], f"{outcome}_high": ends[:, 1]}
+        columns |= {f"{outcome}_low": low, f"{outcome}_high": high}
     for step in ("solved_step", "first_nonfinite_step"):
         known = grouped[step]
         columns |= {f"{step}_{name}": known.quantile(share) for name, share in QUARTILES.items()}
@@ -285,7 +222,7 @@ def _summary(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).reset_index(drop=True)
 
 
-def _is_usual(cells: pd.DataFrame, key: str) -> NDArray[np.bool_]:
+def is_usual(cells: pd.DataFrame, key: str) -> NDArray[np.bool_]:
     """Return which cells have the value of the article's network or, of a choice's parameter, its default.
 
     Returns:
@@ -383,5 +320,5 @@ def describe(values: Mapping[str, Any] | pd.Series[Any]) -> str:
         values: by key, at least `CELL`.
     """
     row = pd.DataFrame([dict(values)], dtype=object)[CELL]
-    given = [key for key in CELL if not _is_usual(row, key)[0]]
+    given = [key for key in CELL if not is_usual(row, key)[0]]
     return " ".join(f"{key}={typed(values[key])}" for key in given) or "the article's network"

@@ -37,15 +37,29 @@ def wilson(successes: int, trials: int, comparisons: int = 1) -> tuple[float, fl
         >>> wilson(5, 10)
         (0.236593090512564, 0.7634069094874361)
     """
-    if not trials:
-        return 0.0, 1.0
+    low, high = wilson_intervals([successes], [trials], comparisons)
+    return float(low[0]), float(high[0])
+
+
+def wilson_intervals(
+    successes: ArrayLike, trials: ArrayLike, comparisons: int = 1
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the ends of Wilson's intervals of many proportions, both of shape (proportions,); see `wilson`.
+
+    Args:
+        successes: shape (proportions,).
+        trials: shape (proportions,).
+        comparisons: if more than 1, each interval is one of so many that hold together with 95 % (Bonferroni).
+    """
+    count, total = np.asarray(successes, np.int64), np.asarray(trials, np.int64)
     z = Z if comparisons == 1 else NormalDist().inv_cdf(1 - 0.025 / comparisons)
-    share, square = successes / trials, z * z
-    denominator = 1 + square / trials
-    center = (share + square / (2 * trials)) / denominator
-    distance = z * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2)) / denominator
+    n, square = np.maximum(total, 1), z * z
+    share = count / n
+    denominator = 1 + square / n
+    center = (share + square / (2 * n)) / denominator
+    distance = z * np.sqrt(share * (1 - share) / n + square / (4 * n**2)) / denominator
     # Rounding can leave the ends a hair inside 0 and 1 where the formula gives exactly these.
-    return (center - distance if successes else 0.0, center + distance if successes < trials else 1.0)
+    return np.where(count > 0, center - distance, 0.0), np.where(count < total, center + distance, 1.0)
 
 
 def two_samples(successes: tuple[int, int], trials: tuple[int, int]) -> float:
@@ -68,12 +82,22 @@ def paired(first: ArrayLike, second: ArrayLike) -> float:
         first: booleans of shape (pairs,).
         second: of the same seeds in the same order.
     """
+    one, other = np.asarray(first, bool), np.asarray(second, bool)
+    return float(mcnemar((one & ~other).sum(), (~one & other).sum()))
+
+
+def mcnemar(only_first: ArrayLike, only_second: ArrayLike) -> NDArray[np.float64]:
+    """Return the p-values of McNemar's exact tests of many tables, of the shape of both arguments.
+
+    Args:
+        only_first: how many pairs have the outcome in the first run only.
+        only_second: likewise.
+    """
     from scipy.stats import binom
 
-    one, other = np.asarray(first, bool), np.asarray(second, bool)
-    only_one, only_other = int((one & ~other).sum()), int((~one & other).sum())
+    total = np.add(only_first, only_second)
     # Twice the probability of the smaller tail counts the middle twice where both are equally frequent.
-    return min(1.0, 2 * float(binom.cdf(min(only_one, only_other), only_one + only_other, 0.5)))
+    return np.asarray(np.minimum(1.0, 2 * binom.cdf(np.minimum(only_first, only_second), total, 0.5)))
 
 
 class Effect(NamedTuple):
@@ -101,23 +125,40 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> Effect:
     one, other = np.asarray(first, bool), np.asarray(second, bool)
     if not len(one):
         return Effect(math.nan, -1.0, 1.0, 1.0)
-    n, k, m = len(one), int(one.sum()), int(other.sum())
-    both, only_one, only_other = int((one & other).sum()), int((one & ~other).sum()), int((~one & other).sum())
-    neither = n - both - only_one - only_other
-    product = k * (n - k) * m * (n - m)
-    cross = float(both * neither - only_one * only_other)
-    # Newcombe's continuity correction of phi, for positive association only.
-    cross = max(cross - n / 2, 0) if cross > 0 else cross
-    phi = cross / product**0.5 if product else 0.0
-    (low_1, high_1), (low_2, high_2) = wilson(k, n), wilson(m, n)
-    p_1, p_2 = k / n, m / n
+    both, only_one, only_other = (np.atleast_1d(mask.sum()) for mask in (one & other, one & ~other, ~one & other))
+    return Effect(*(float(ends[0]) for ends in paired_differences(both, only_one, only_other, [len(one)])))
 
-    def spread(a: float, b: float) -> float:
-        return float(np.sqrt(max(a * a - 2 * phi * a * b + b * b, 0)))
+
+def paired_differences(
+    both: ArrayLike, only_first: ArrayLike, only_second: ArrayLike, pairs: ArrayLike
+) -> tuple[NDArray[np.float64], ...]:
+    """Return many paired differences from their counts: values, ends of the intervals and p; see `paired_difference`.
+
+    Args:
+        both: how many pairs have the outcome in both runs, shape (differences,).
+        only_first: in the first run only, likewise.
+        only_second: in the second run only.
+        pairs: how many there are, at least one.
+
+    Returns:
+        four arrays of shape (differences,).
+    """
+    first, second, n = np.add(both, only_first), np.add(both, only_second), np.asarray(pairs)
+    neither = n - first - np.asarray(only_second)
+    product = (first * (n - first)).astype(float) * (second * (n - second))  # as floats: whole numbers would overflow
+    cross = np.multiply(both, neither) - np.multiply(only_first, only_second).astype(float)
+    # Newcombe's continuity correction of phi, for positive association only.
+    cross = np.where(cross > 0, np.maximum(cross - n / 2, 0), cross)
+    phi = np.divide(cross, np.sqrt(product), out=np.zeros(len(n)), where=product > 0)
+    (low_1, high_1), (low_2, high_2) = wilson_intervals(first, n), wilson_intervals(second, n)
+    p_1, p_2 = first / n, second / n
+
+    def spread(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.sqrt(np.maximum(a * a - 2 * phi * a * b + b * b, 0)))
 
     value = p_2 - p_1
     low, high = value - spread(p_2 - low_2, high_1 - p_1), value + spread(high_2 - p_2, p_1 - low_1)
-    return Effect(value, low, high, paired(one, other))
+    return value, low, high, mcnemar(only_first, only_second)
 
 
 def paired_shift(first: ArrayLike, second: ArrayLike) -> Effect:
@@ -142,6 +183,38 @@ def paired_shift(first: ArrayLike, second: ArrayLike) -> Effect:
     result = bootstrap((difference,), np.median, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0))
     ends = result.confidence_interval
     return Effect(median, float(ends.low), float(ends.high), float(wilcoxon(difference).pvalue))
+
+
+def mean_contrasts(values: ArrayLike, largest: float = 1.0) -> tuple[NDArray[np.float64], ...]:
+    """Return the means of contrasts over seeds, the ends of their 95 % intervals, and the p-values that they are 0.
+
+    Student's t over the seeds, which are what is drawn at random: cells that share a seed are not independent. Where
+    all seeds agree, which leaves no variance to estimate, the interval allows for Wilson's bound on the share of seeds
+    that don't. No p-value is below that of a sign test in which all seeds agree.
+
+    Args:
+        values: a contrast of each seed, shape (seeds, contrasts), of two seeds or more.
+        largest: that a contrast can be, in either direction.
+
+    Returns:
+        four arrays of shape (contrasts,).
+
+    Example:
+        >>> [end.round(3).tolist() for end in mean_contrasts([[0.5, 0.0], [0.7, 0.0], [0.6, 0.0]])]
+        [[0.6, 0.0], [0.352, -0.562], [0.848, 0.562], [0.25, 1.0]]
+    """
+    from scipy.stats import t as student
+
+    contrasts = np.asarray(values, float)
+    seeds, mean = len(contrasts), contrasts.mean(0)
+    agree = (contrasts == contrasts[0]).all(0)
+    error = np.where(agree, math.inf, contrasts.std(0, ddof=1) / math.sqrt(seeds))
+    half = error * student.ppf(0.975, seeds - 1)
+    unlike = wilson(0, seeds)[1]
+    low = np.where(agree, mean - unlike * (largest + mean), np.maximum(mean - half, -largest))
+    high = np.where(agree, mean + unlike * (largest - mean), np.minimum(mean + half, largest))
+    p = np.where(agree, 0.0, 2 * student.sf(np.abs(mean) / error, seeds - 1))
+    return mean, low, high, np.where(mean == 0, 1.0, np.maximum(p, 0.5 ** (seeds - 1)))
 
 
 def difference_over_levels(first: ArrayLike, second: ArrayLike) -> tuple[float, float]:
@@ -258,7 +331,7 @@ def _shares(means: NDArray[np.float64], terms: Sequence[tuple[int, ...]]) -> NDA
     return np.append(shares, 1 - shares.sum() if total > 0 else 0.0)
 
 
-def holm(values: Sequence[float]) -> list[float]:
+def holm(values: ArrayLike) -> list[float]:
     """Return p-values adjusted for their number (Holm 1979).
 
     Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,14 +29,44 @@ def compare_main(arguments: Sequence[str] | None = None) -> None:
     """Run `xor-study compare`."""
     parser = Parser(
         prog="xor-study compare",
-        description="Compare the outcomes of two sweeps: differences paired by seed and by all else that they share.",
+        description="Compare outcomes, paired by seed and by all other settings: two sweeps (A B), two sets of sweeps "
+        "(A ... --with B ...), the levels of a setting within sweeps (--by), or all settings (--effects).",
     )
-    parser.add_argument("one", type=Path, metavar="A", help="folder of a sweep")
-    parser.add_argument("other", type=Path, metavar="B", help="folder of another")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="of a sweep; several count as one")
+    parser.add_argument(
+        "--with", dest="others", type=Path, nargs="+", metavar="FOLDER", help="what they are compared with"
+    )
+    parser.add_argument("--by", metavar="KEY", help="compare each level of a setting or group with the baseline")
+    parser.add_argument(
+        "--baseline", metavar="VALUE", help="of --by: sgd or optimizer=sgd; the article's, else the first"
+    )
+    parser.add_argument("--effects", action="store_true", help="main effects and two-way interactions of all settings")
     _add_format(parser)
     with in_one_line():
-        options = parser.parse_args(arguments)
-        compare(options.one, options.other, form=options.format)
+        options = parser.parse_intermixed_args(arguments)
+        one, other = _sides(options.folders, options.others, alone=bool(options.by) or options.effects)
+        if options.baseline is not None and options.by is None:
+            raise StudyError("--baseline: names a level of --by KEY")
+        if options.effects and options.by is not None:
+            raise StudyError("--by and --effects: take one of them")
+        compare(one, other, by=options.by, baseline=options.baseline, effects=options.effects, form=options.format)
+
+
+def _sides(folders: list[Path], others: list[Path] | None, *, alone: bool) -> tuple[list[Path], list[Path]]:
+    """Return the folders of both sides, of the second none where one side is looked at alone.
+
+    Raises:
+        StudyError: if it is not clear which folders are compared.
+    """
+    if alone and others:
+        raise StudyError("--with: --by and --effects compare runs of one set of folders")
+    if alone or others:
+        return folders, others or []
+    if len(folders) == 2:
+        return folders[:1], folders[1:]
+    if len(folders) == 1:
+        raise StudyError("compare takes two folders, or one with --by KEY or --effects; see xor-study compare --help")
+    raise StudyError(f"{len(folders)} folders: say which are compared, as in A B --with C, or --by KEY or --effects")
 
 
 def _add_format(parser: Parser) -> None:
@@ -91,27 +122,49 @@ def _drawn(folder: Path, cells: pd.DataFrame, keys: Sequence[str]) -> list[Path]
     return figures.save(figures.outcomes(cells, keys), folder / "outcomes", title=title)
 
 
-def compare(one: Path, other: Path, *, form: str = "text") -> None:
-    """Print the paired differences between the outcomes of two folders' runs.
+def compare(
+    one: Sequence[Path],
+    other: Sequence[Path] = (),
+    *,
+    by: str | None = None,
+    baseline: str | None = None,
+    effects: bool = False,
+    form: str = "text",
+) -> None:
+    """Print the paired differences between the outcomes of runs.
 
     Args:
-        one: folder of a sweep.
-        other: folder of another.
-        form: one of `formats.FORMATS`; any but "text" prints nothing but the table.
+        one: folders of sweeps.
+        other: folders that they are compared with; none with `by` and `effects`.
+        by: a setting whose levels are compared.
+        baseline: the level that the others are compared with.
+        effects: whether to print the effects of all settings.
+        form: one of `formats.FORMATS`; any but "text" prints nothing but the table, and notes as errors.
 
     Raises:
         StudyError: if a folder holds no results, or results that can't be compared.
     """
-    from xor_study.analysis.cells import compared
-    from xor_study.sweeps import terminal
+    from xor_study.sweeps.reading import outcomes_of  # it imports this module
 
-    differing, table = compared(runs_of(one), runs_of(other))
-    if form != "text":
-        from xor_study.sweeps import formats
+    runs = outcomes_of(one)
+    if effects:
+        from xor_study.analysis.factorial import effects_of
 
-        print(formats.comparison_table(table, form))
+        found = effects_of(runs)
+    else:
+        from xor_study.analysis.comparison import compared, compared_by
+
+        found = compared_by(runs, by, baseline) if by is not None else compared(runs, outcomes_of(other))
+    if form == "text":
+        from xor_study.sweeps import terminal
+
+        terminal.show_comparison(found, (one, other or one))
         return
-    terminal.show_comparison(one, other, differing, table)
+    from xor_study.sweeps import formats
+
+    print(formats.comparison_table(found.table, form))
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def runs_of(folder: Path) -> pd.DataFrame:

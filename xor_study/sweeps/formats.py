@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from xor_study.analysis.statistics import wilson
-from xor_study.figures.words import key_words, value_words
+from xor_study.figures.words import key_words, sentence_words, term_words, value_words
 from xor_study.training.outcome import OUTCOMES
 
 FORMATS = ("text", "markdown", "latex", "csv")
@@ -119,23 +120,44 @@ def _share(row: Mapping[Any, Any], name: str) -> str:
 
 
 def comparison_table(table: pd.DataFrame, form: str) -> str:
-    """Return the paired differences of two sweeps, in percentage points where the format is for people.
+    """Return paired differences, in percentage points where the format is for people.
 
     Args:
-        table: of `cells.compared`.
+        table: of `comparison.Comparison`.
         form: one of `FORMATS`, but not "text".
     """
     if form == "csv":
         return as_csv(table)
-    keys = [str(column) for column in table.columns[: list(table.columns).index("pairs")]]
-    header = [*map(key_words, keys), "outcome", "pairs", "A", "B", "B - A (95 %)", "p"]
+    keys = comparison_keys(table)
+    header, rows = comparison_texts(table)
+    texts = [[*map(_in_words, header, row[: len(keys) + 1]), *row[len(keys) + 1 :]] for row in rows]
+    return _FORMATTERS[form]([*map(key_words, keys), *header[len(keys) :]], texts, len(keys) + 1)
+
+
+def _in_words(column: str, text: str) -> str:
+    """Return the text of a comparison's column in words."""
+    if column == "effect":
+        return term_words(text)
+    return sentence_words(text) if column in ("level", "baseline") else value_words(text, column)
+
+
+def comparison_keys(table: pd.DataFrame) -> list[str]:
+    """Return the columns of a comparison that say what a row is of: those before pairs or seeds."""
+    return list(itertools.takewhile(lambda column: column not in ("pairs", "seeds"), table.columns))
+
+
+def comparison_texts(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a comparison: its keys, the outcome, and numbers in percentage points."""
+    keys = comparison_keys(table)
+    shares = {"one": "A", "other": "B"} if "one" in table else {}
+    count, difference = ("pairs", "B - A (95 %)") if shares else ("seeds", "effect (95 %)")
     rows = []
     for row in table.to_dict("records"):
         middle, low, high = (f"{100 * row[name]:+.0f}" for name in ("difference", "low", "high"))
-        shares = [f"{100 * row[name]:.0f} %" for name in ("one", "other")]
-        texts = [value_words(row["outcome"]), str(row["pairs"]), *shares, f"{middle} ({low} to {high})"]
-        rows.append([*(value_words(row[key], key) for key in keys), *texts, f"{row['p']:.2g}"])
-    return _FORMATTERS[form](header, rows, len(keys) + 1)
+        numbers = [str(row[count]), *(f"{100 * row[name]:.0f} %" for name in shares), f"{middle} ({low} to {high})"]
+        p = f"as {value_words(row['complement_of'])}" if row["complement_of"] else f"{row['p']:.2g}"
+        rows.append([*(row[key] for key in keys), row["outcome"], *numbers, p])
+    return [*keys, "outcome", count, *shares.values(), difference, "p"], rows
 
 
 _FORMATTERS = {"markdown": as_markdown, "latex": as_latex}

@@ -274,35 +274,33 @@ def _share(count: int, runs: int, colour: str, two_lines: bool) -> str:
     return f"[{colour}]{count} ({count / runs:.0%}{')' if two_lines else ''}{between}{interval}{end}[/]"
 
 
-def show_comparison(one: Path, other: Path, differing: Mapping[str, tuple[Any, Any]], table: pd.DataFrame) -> None:
-    """Print the paired differences of two folders."""
+def show_comparison(comparison: Comparison, folders: tuple[Sequence[Path], Sequence[Path]]) -> None:
+    """Print paired differences, runs without a partner, and how to read the numbers.
+
+    Args:
+        comparison: what to print.
+        folders: of both sides.
+    """
+    from xor_study.sweeps.formats import comparison_keys, comparison_texts
+
     out = console()
-    for folder, side in ((one, 0), (other, 1)):
-        told = ", ".join(
-            f"{key}={_text(values[side])}" for key, values in differing.items() if not pd.isna(values[side])
-        )
-        out.print(f"{'AB'[side]}: {folder}{f' ({told})' if told else ''}", soft_wrap=True, markup=False)
-    keys = [str(column) for column in table.columns[: list(table.columns).index("pairs")]]
-    printed = Table(box=None, pad_edge=False, header_style="bold")
-    for key in (*keys, "outcome"):
-        printed.add_column(key, overflow="fold")
-    for name in ("pairs", "A", "B", "B - A (95 %)", "p"):
-        printed.add_column(name, justify="right", no_wrap=True)
-    for row in table.head(MOST_ROWS).to_dict("records"):
-        points = [f"{100 * row[name]:+.0f}" for name in ("difference", "low", "high")]
-        printed.add_row(
-            *(_text(row[key]) for key in keys),
-            f"[{COLOURS[row['outcome']]}]{row['outcome']}[/]",
-            str(row["pairs"]),
-            f"{row['one']:.0%}",
-            f"{row['other']:.0%}",
-            f"{points[0]} ({points[1]} to {points[2]})",
-            f"{row['p']:.2g}",
-        )
-    out.print(printed)
-    if len(table) > MOST_ROWS:
-        out.print(f"... and {len(table) - MOST_ROWS} more rows")
-    out.print("differences in percentage points, paired by seed; p: McNemar's exact test after Holm's correction")
+    for side, paths, settings in zip("AB", folders, comparison.sides, strict=False):
+        named = f" ({settings})" if settings else ""
+        out.print(f"{side}: {' '.join(map(str, paths))}{named}", soft_wrap=True, markup=False)
+    keys = comparison_keys(comparison.table)
+    header, rows = comparison_texts(comparison.table.head(MOST_ROWS))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, name in enumerate(header):
+        is_text = number <= len(keys)
+        table.add_column(name, overflow="fold", justify="left" if is_text else "right", no_wrap=not is_text)
+    for row in rows:
+        outcome = Text(row[len(keys)], COLOURS[row[len(keys)]])
+        table.add_row(*map(Text, row[: len(keys)]), outcome, *row[len(keys) + 1 :])
+    out.print(table)
+    if len(comparison.table) > MOST_ROWS:
+        out.print(f"... and {len(comparison.table) - MOST_ROWS:,} more rows")
+    show_notes(comparison.notes)
+    out.print(comparison.method, soft_wrap=True, markup=False)
 
 
 def show_claims(claims: pd.DataFrame) -> None:
