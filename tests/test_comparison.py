@@ -108,7 +108,7 @@ def test_runs_without_a_partner_are_counted_by_reason() -> None:
         "160 of 240 runs of A have no partner: lr=0.3, 5 not in B",
         "40 of 240 runs of A have no partner: seed 0 to 9, 30 to 39 not in B",
         f"40 of 80 runs of B have no partner: lr={NEAR} not in A",
-        f"lr=0.3 and {NEAR} are nearly equal, but not the same: write them alike in both sweeps",
+        f"lr=0.3 and {NEAR} are nearly equal, but not the same: write them alike in all sweeps",
     ]
 
 
@@ -138,7 +138,7 @@ def test_nearly_equal_values_are_told_even_where_they_are_the_only_ones() -> Non
     """Runs at 0.3 and at 0.30000000000000004 are pairs then, of which the rate is the difference."""
     found = compared(outcomes(lr=[0.3], seed=range(3)), outcomes(lr=[NEAR], seed=range(3)))
     assert list(found.sides) == ["lr=0.3", f"lr={NEAR}"]
-    assert found.notes == [f"lr=0.3 and {NEAR} are nearly equal, but not the same: write them alike in both sweeps"]
+    assert found.notes == [f"lr=0.3 and {NEAR} are nearly equal, but not the same: write them alike in all sweeps"]
 
 
 @pytest.mark.parametrize(
@@ -335,6 +335,11 @@ def test_what_effects_need_is_said() -> None:
     for some, message in (
         (runs[~is_gap], f"{needs}1 of 4 are missing, such as optimizer=adam lr=0.1"),
         (runs[~(is_gap & (runs["seed"] > 2))], f"{needs}optimizer=adam lr=0.1 lacks seed 3 to 4"),
+        (
+            pd.concat([runs[~is_gap], runs[is_gap].assign(lr=0.1000001)]),
+            f"{needs}2 of 6 are missing, such as optimizer=sgd lr=0.1000001; lr=0.1 and 0.1000001 are nearly equal, "
+            "but not the same: write them alike in all sweeps",
+        ),
         (pd.concat([runs, runs[:1]]), "--effects: a run is there twice"),
         (runs[runs["seed"] == 0], "--effects: there is one seed only, so there is nothing to estimate"),
         (runs.assign(outcome="solved"), "--effects: all runs are solved, so there is nothing to estimate"),

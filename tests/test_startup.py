@@ -20,6 +20,8 @@ ANSWERS = {
     "engine=lame": 1,
     "-m study=nothing": 1,
     "show --help": 0,
+    "compare --help": 0,
+    "compare folder": 1,
     "figures --help": 0,
     "autopsy --help": 0,
     "autopsy --evry": 1,

@@ -18,6 +18,7 @@ from xor_study.analysis.levels import (
     codes_of,
     is_decided,
     labels,
+    near_hint,
     nearly_equal,
     ranges,
     shortened,
@@ -217,7 +218,7 @@ def _compared(design: _Design, columns: Sequence[str], sides: Sequence[str]) -> 
     counts = counts.reshape(len(runs.cells), len(OUTCOMES), len(OUTCOMES))
     cells = np.flatnonzero(counts.any((1, 2)))
     cells = cells[np.lexsort((design.rest[cells], design.level[cells]))]
-    settings = runs.cells[[*columns, *design.shared(cells)]].take(cells).astype(str)
+    settings = runs.cells[[*columns, *design.shared(np.arange(len(runs.cells)))]].take(cells).astype(str)
     table = _table(settings, counts[cells])
     method = (
         "differences in percentage points with Newcombe's 95 % intervals, paired by seed and by all other settings; "
@@ -368,8 +369,5 @@ def _nearly_equal(design: _Design) -> Iterator[str]:
         codes, texts = codes_of(design.runs.cells, key), design.runs.cells[key].cat.categories
         here, there = (np.unique(codes[side]) for side in (design.level == 0, design.level > 0))
         mine, theirs = np.setdiff1d(here, there), np.setdiff1d(there, here)
-        pairs = nearly_equal(list(texts[mine]), list(texts[there]))
-        pairs += [pair[::-1] for pair in nearly_equal(list(texts[theirs]), list(texts[here]))]
-        if pairs:
-            both = [f"{one} and {other}" for one, other in dict.fromkeys(pairs)]
-            yield f"{key}={shortened(both, most=3)} are nearly equal, but not the same: write them alike in both sweeps"
+        pairs = nearly_equal(list(texts[theirs]), list(texts[here]))
+        yield from near_hint(key, nearly_equal(list(texts[mine]), list(texts[there])) + [pair[::-1] for pair in pairs])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from xor_study.analysis.cells import CELL
 from xor_study.analysis.comparison import Comparison, corrected, correction, rows_of
-from xor_study.analysis.levels import Levels, codes_of, is_decided, ranges, texts_of, varied
+from xor_study.analysis.levels import Levels, codes_of, is_decided, near_hint, nearly_equal, ranges, texts_of, varied
 from xor_study.analysis.outcomes import Outcomes
 from xor_study.analysis.statistics import mean_contrasts
 from xor_study.errors import StudyError
@@ -80,12 +80,7 @@ def _grid(runs: Outcomes, factors: Sequence[Levels]) -> NDArray[np.uint8]:
     """
     shape = [len(levels.names) for levels in factors]
     if len(runs.cells) < math.prod(shape):
-        there = set(zip(*(levels.number.tolist() for levels in factors), strict=True))
-        first = next(cell for cell in itertools.product(*map(range, shape)) if cell not in there)
-        absent = math.prod(shape) - len(runs.cells)
-        raise StudyError(
-            f"{_INCOMPLETE}: {absent:,} of {math.prod(shape):,} are missing, such as {_name(factors, first)}"
-        )
+        raise StudyError(f"{_INCOMPLETE}: {_missing(runs.cells, factors)}")
     place = np.ravel_multi_index([levels.number for levels in factors], shape)
     seeds, seed = np.unique(runs.seed, return_inverse=True)
     filled = np.zeros((len(seeds), len(place)), bool)
@@ -102,6 +97,17 @@ def _grid(runs: Outcomes, factors: Sequence[Levels]) -> NDArray[np.uint8]:
 
 
 _INCOMPLETE = "--effects needs all combinations of the settings with the same seeds"
+
+
+def _missing(cells: pd.DataFrame, factors: Sequence[Levels]) -> str:
+    """Return which combinations of levels are missing, and what may be why."""
+    shape = [len(levels.names) for levels in factors]
+    there = set(zip(*(levels.number.tolist() for levels in factors), strict=True))
+    first = next(cell for cell in itertools.product(*map(range, shape)) if cell not in there)
+    count = f"{math.prod(shape) - len(cells):,} of {math.prod(shape):,}"
+    values = {key: cells[key].unique().tolist() for key in CELL}
+    near = [hint for key, texts in values.items() for hint in near_hint(key, nearly_equal(texts, texts))]
+    return "; ".join([f"{count} are missing, such as {_name(factors, first)}", *near])
 
 
 def _name(factors: Sequence[Levels], cell: Sequence[int]) -> str:

@@ -204,6 +204,18 @@ def nearly_equal(some: Sequence[str], others: Sequence[str]) -> list[tuple[str, 
     return pairs
 
 
+def near_hint(key: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Return a line about the values of a setting that are nearly equal, if there are any.
+
+    Args:
+        key: the setting.
+        pairs: of `nearly_equal`; one that is there both ways round is told once.
+    """
+    distinct = {frozenset(pair): f"{pair[0]} and {pair[1]}" for pair in pairs}
+    hint = "are nearly equal, but not the same: write them alike in all sweeps"
+    return [f"{key}={shortened(list(distinct.values()), most=3)} {hint}"] if distinct else []
+
+
 def _number(text: str) -> float | None:
     try:
         return float(text)

@@ -201,7 +201,7 @@ def mean_contrasts(values: ArrayLike, largest: float = 1.0) -> tuple[NDArray[np.
 
     Example:
         >>> [end.round(3).tolist() for end in mean_contrasts([[0.5, 0.0], [0.7, 0.0], [0.6, 0.0]])]
-        [[0.6, 0.0], [0.352, -0.562], [0.848, 0.562], [0.25, 1.0]]
+        [[0.6, 0.0], [0.352, -0.561], [0.848, 0.561], [0.25, 1.0]]
     """
     from scipy.stats import t as student
 

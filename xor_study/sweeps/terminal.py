@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
@@ -32,6 +32,9 @@ from xor_study.engines.results import Progress, Result
 from xor_study.model.data import CORNERS, TARGETS
 from xor_study.sweeps.chunks import Chunks, Estimate
 from xor_study.training.outcome import OUTCOMES, running_mean
+
+if TYPE_CHECKING:
+    from xor_study.analysis.comparison import Comparison
 
 COLOURS = {"solved": "green", "unsolved": "yellow", "diverged": "magenta", "nonfinite": "red"}
 VERDICT_COLOURS = {
