@@ -337,7 +337,7 @@ def test_what_effects_need_is_said() -> None:
         (runs[~(is_gap & (runs["seed"] > 2))], f"{needs}optimizer=adam lr=0.1 lacks seed 3 to 4"),
         (
             pd.concat([runs[~is_gap], runs[is_gap].assign(lr=0.1000001)]),
-            f"{needs}2 of 6 are missing, such as optimizer=sgd lr=0.1000001; lr=0.1 and 0.1000001 are nearly equal, "
+            f"{needs}2 of 6 are missing, such as optimizer=sgd lr=0.1000001; lr=0.1000001 and 0.1 are nearly equal, "
             "but not the same: write them alike in all sweeps",
         ),
         (pd.concat([runs, runs[:1]]), "--effects: a run is there twice"),
