@@ -156,6 +156,20 @@ def test_a_run_that_is_there_twice_is_refused() -> None:
             compared(*map(Outcomes.of, sides))
 
 
+def test_cells_that_have_no_runs_yet_do_not_count() -> None:
+    """An unfinished sweep knows all of its cells."""
+    whole = outcomes(gain=[1.0, 2.0], seed=range(5))
+    is_there = whole.cell == 0
+    begun = Outcomes(whole.cells, whole.cell[is_there], whole.seed[is_there], whole.outcome[is_there])
+    found = compared(begun, outcomes(gain=[3.0], seed=range(5)))
+    assert list(found.sides) == ["gain=1", "gain=3"]
+    assert found.notes == []
+    with pytest.raises(StudyError, match="does not vary"):
+        compared_by(begun, "gain")
+    with pytest.raises(StudyError, match="no setting varies"):
+        effects_of(begun)
+
+
 def test_complements_are_one_test() -> None:
     """A cell of two outcomes has one test, a cell of three has three: Holm's correction is that of four."""
     rng = np.random.default_rng(3)
@@ -380,6 +394,7 @@ def test_the_commands_print_what_is_compared(
     assert (code, err) == (0, "")
     assert out.startswith("A: a b (gain=1)\nB: c (gain=2)\n")
     assert "note: 4 of 24 runs of A have no partner: seed 10 to 11 not in B\n" in out
+    assert "note: B: 20 runs were computed by another version of the code" in out
     code, out, err = printed("a", "--by", "optimizer", "b", "--baseline", "optimizer=adam", "--format", "csv")
     assert code == 0
     assert out.startswith("optimizer,pairs,outcome,one,other,difference,low,high,p,complement_of\nsgd,12,")

@@ -105,6 +105,7 @@ def compared(one: Outcomes, other: Outcomes) -> Comparison:
     Raises:
         StudyError: if there are no pairs, or if a set has a run twice.
     """
+    one, other = one.restricted(), other.restricted()
     cells = texts_of(one.cells, other.cells)
     joined = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in ("seed", "outcome")}
     cell = np.concatenate([one.cell, other.cell + np.int32(len(one.cells))])
@@ -133,7 +134,11 @@ def compared_by(runs: Outcomes, key: str, baseline: str | None = None) -> Compar
         near = guesses(key, known)
         hint = f"; did you mean {' or '.join(near)}?" if near else suggestion(key, known)
         raise StudyError(f"--by {show(key)}: {'pairs the runs' if key == 'seed' else f'unknown setting{hint}'}")
-    kept = _with_setting(runs, key)
+    # A parameter is missing where another choice has none of that name.
+    runs = runs.restricted()
+    kept = runs.restricted(runs.cells[key].notna().to_numpy() if key in runs.cells else True)
+    if not len(kept):
+        raise StudyError(f"--by {key}: no run has it")
     cells = texts_of(kept.cells)
     levels = Levels.of(cells, key)
     if len(levels.names) < 2:
@@ -148,22 +153,6 @@ def compared_by(runs: Outcomes, key: str, baseline: str | None = None) -> Compar
     left_out = len(runs) - len(kept)
     notes = [f"{left_out:,} runs have no {key} and are left out"] if left_out else []
     return replace(comparison, notes=[*notes, *levels.belonging(cells, design.own), *comparison.notes])
-
-
-def _with_setting(runs: Outcomes, key: str) -> Outcomes:
-    """Return the runs that have a setting: a parameter is missing where another choice has none of that name.
-
-    Raises:
-        StudyError: if no run has it.
-    """
-    has = runs.cells[key].notna().to_numpy() if key in runs.cells else np.ones(len(runs.cells), bool)
-    if not has.any():
-        raise StudyError(f"--by {key}: no run has it")
-    if has.all():
-        return runs
-    kept, number = has[runs.cell], np.cumsum(has, dtype=np.int32) - 1
-    cells = runs.cells[has].reset_index(drop=True)
-    return Outcomes(cells, number[runs.cell[kept]], runs.seed[kept], runs.outcome[kept])
 
 
 def _level(levels: Levels, cells: pd.DataFrame, given: str) -> int:

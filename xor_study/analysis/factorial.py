@@ -43,6 +43,7 @@ def effects_of(runs: Outcomes) -> Comparison:
     Raises:
         StudyError: if the grid is not complete, if nothing varies, or if there are fewer than two seeds.
     """
+    runs = runs.restricted()
     cells = texts_of(runs.cells)
     factors = [levels.from_baseline(levels.usual(runs.cells)) for levels in _factors(cells)]
     if not factors:

@@ -70,6 +70,19 @@ class Outcomes:
     def __len__(self) -> int:
         return len(self.cell)
 
+    def restricted(self, kept: NDArray[np.bool_] | bool = True) -> Outcomes:
+        """Return the runs of some cells, and of the cells only those that have runs.
+
+        Args:
+            kept: which cells, shape (cells,), or all.
+        """
+        kept = kept & (np.bincount(self.cell, minlength=len(self.cells)) > 0)
+        if kept.all():
+            return self
+        runs, number = kept[self.cell], np.cumsum(kept, dtype=np.int32) - 1
+        cells = self.cells[kept].reset_index(drop=True)
+        return Outcomes(cells, number[self.cell[runs]], self.seed[runs], self.outcome[runs])
+
     def by(self, keys: Sequence[str]) -> pd.DataFrame:
         """Return the counts of cells that agree in some settings: columns keys, runs, OUTCOMES; in the cells' order.
 

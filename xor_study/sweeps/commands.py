@@ -144,26 +144,32 @@ def compare(
     Raises:
         StudyError: if a folder holds no results, or results that can't be compared.
     """
-    from xor_study.sweeps.reading import outcomes_of  # it imports this module
+    from xor_study.sweeps import reading
 
-    runs = outcomes_of(one)
+    first, second = reading.read(one), reading.read(other) if other else None
     if effects:
         from xor_study.analysis.factorial import effects_of
 
-        found = effects_of(runs)
-    else:
-        from xor_study.analysis.comparison import compared, compared_by
+        found = effects_of(first.outcomes)
+    elif by is not None:
+        from xor_study.analysis.comparison import compared_by
 
-        found = compared_by(runs, by, baseline) if by is not None else compared(runs, outcomes_of(other))
+        found = compared_by(first.outcomes, by, baseline)
+    else:
+        from xor_study.analysis.comparison import compared
+
+        found = compared(first.outcomes, (second or first).outcomes)
+    sides = {"A: ": first, "B: ": second} if second else {"": first}
+    notes = [*found.notes, *(f"{side}{note}" for side, read in sides.items() if read for note in read.notes())]
     if form == "text":
         from xor_study.sweeps import terminal
 
-        terminal.show_comparison(found, (one, other or one))
+        terminal.show_comparison(found, (one, other or one), notes)
         return
     from xor_study.sweeps import formats
 
     print(formats.comparison_table(found.table, form))
-    for note in found.notes:
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
 

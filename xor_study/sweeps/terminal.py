@@ -277,12 +277,15 @@ def _share(count: int, runs: int, colour: str, two_lines: bool) -> str:
     return f"[{colour}]{count} ({count / runs:.0%}{')' if two_lines else ''}{between}{interval}{end}[/]"
 
 
-def show_comparison(comparison: Comparison, folders: tuple[Sequence[Path], Sequence[Path]]) -> None:
+def show_comparison(
+    comparison: Comparison, folders: tuple[Sequence[Path], Sequence[Path]], notes: Sequence[str]
+) -> None:
     """Print paired differences, runs without a partner, and how to read the numbers.
 
     Args:
         comparison: what to print.
         folders: of both sides.
+        notes: on the comparison and on the folders.
     """
     from xor_study.sweeps.formats import comparison_keys, comparison_texts
 
@@ -302,7 +305,7 @@ def show_comparison(comparison: Comparison, folders: tuple[Sequence[Path], Seque
     out.print(table)
     if len(comparison.table) > MOST_ROWS:
         out.print(f"... and {len(comparison.table) - MOST_ROWS:,} more rows")
-    show_notes(comparison.notes)
+    show_notes(notes)
     out.print(comparison.method, soft_wrap=True, markup=False)
 
 
