@@ -1,7 +1,7 @@
 """Runs by cell: a cell is all runs that differ in nothing but their seed.
 
-Any table of runs can be counted cell by cell. `Study.where` also finds cells by how they
-differ from the article's network, so its users need not know which grid a run came from.
+Any table of runs can be counted cell by cell. `Study.where` also finds cells by how they differ from the article's
+network, so its users need not know which grid a run came from.
 """
 
 from __future__ import annotations

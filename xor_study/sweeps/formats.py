@@ -153,8 +153,11 @@ def comparison_texts(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     count, difference = ("pairs", "B - A (95 %)") if shares else ("seeds", "effect (95 %)")
     rows = []
     for row in table.to_dict("records"):
-        middle, low, high = (f"{100 * row[name]:+.0f}" for name in ("difference", "low", "high"))
-        numbers = [str(row[count]), *(f"{100 * row[name]:.0f} %" for name in shares), f"{middle} ({low} to {high})"]
+        width = row["high"] - row["low"]
+        digits = int(width < 0.02) + int(width < 0.002)  # of many runs a narrow interval is not shown as +0 to +0
+        middle, low, high = (f"{100 * row[name]:+.{digits}f}" for name in ("difference", "low", "high"))
+        percent = [f"{100 * row[name]:.{digits}f} %" for name in shares]
+        numbers = [str(row[count]), *percent, f"{middle} ({low} to {high})"]
         p = f"as {value_words(row['complement_of'])}" if row["complement_of"] else f"{row['p']:.2g}"
         rows.append([*(row[key] for key in keys), row["outcome"], *numbers, p])
     return [*keys, "outcome", count, *shares.values(), difference, "p"], rows
