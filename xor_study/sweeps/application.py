@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from xor_study.errors import Parser, StudyError, in_one_line, show
-from xor_study.sweeps import compose, overrides, settings
+from xor_study.sweeps import axes, compose, overrides, settings
 from xor_study.training.spec import KEYS
 
 SWEEPER = "xor_study"
@@ -47,7 +47,7 @@ def main(given: Sequence[str]) -> None:
         _register()
         flags = _without(given, arguments.overrides)
         # Hydra reads the command line again by itself, and only with all flags before all overrides.
-        sys.argv[1:] = [*flags, *_checked(arguments)]
+        sys.argv[1:] = [*flags, *map(axes.readable, _checked(arguments))]
         hydra.main(
             version_base=compose.VERSION_BASE, config_path=str(settings.CONFIG_DIR), config_name=compose.CONFIG_NAME
         )(_task)()
@@ -175,7 +175,7 @@ def _task(config: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     with in_one_line():
         values = compose.values_of(config)
-        engine, device, threads, log, shards, form, dry_run = (values.pop(name) for name in settings.SETTINGS)
+        engine, device, threads, log, shards, form, dry_run, _ = (values.pop(name) for name in settings.SETTINGS)
         check_device(device)
         check_engine(engine, device, threads)
         overrides.check_log(log, sweep=False)
