@@ -115,6 +115,8 @@ def readable(text: str) -> str:
 
 def as_typed(text: str) -> str:
     """Return a word that `readable` returned as one would type it."""
+    if note := re.fullmatch(r"note='(.*)'", text, re.DOTALL):
+        return "note=" + note[1].replace("\\'", "'")
     found = re.fullmatch(r"([\w.]+)=choice\('(.*)'\)", text, re.DOTALL)
     if found is None or not (found[1] == AXES or _VALUE.fullmatch(f"{found[1]}={found[2]}")):
         return text

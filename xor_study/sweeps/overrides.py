@@ -51,7 +51,8 @@ def parse(texts: Sequence[str], loader: ConfigLoader) -> list[Override]:
             (override,) = parser.parse_overrides([readable])
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise StudyError(f"{show(text)}: can't be read as key=value; put an odd value in quotes") from error
-        override.input_line = axes.as_typed(readable)
+        if override.is_sweep_override():
+            override.input_line = axes.as_typed(readable)
         override = axes.understood(override, lambda inner: _inner(inner, loader))
         key = override.key_or_group
         if isinstance(override._value, axes.Design):

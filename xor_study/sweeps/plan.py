@@ -133,6 +133,8 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
     repeated = pd.DataFrame({"cell": cells, "seed": table["seed"]}).duplicated()
     distinct = table[~repeated].reset_index(drop=True) if repeated.any() else table
     until = _until(lines)
+    if until is not None:  # wherever the seed is typed: a round adds seeds to some cells only
+        distinct = distinct.take(np.argsort(cells[~repeated.to_numpy()], kind="stable")).reset_index(drop=True)
     if engine == "lanes":  # asked for by name, so falling back to another engine would be wrong
         check_compilable(distinct, device)
     axes = tuple(dict.fromkeys(axis for grid in grids for axis in grid.axes))
