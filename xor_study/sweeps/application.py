@@ -129,11 +129,14 @@ def _is_sweep(arguments: argparse.Namespace, parsed: Sequence[Override]) -> bool
     """Return whether a command line is a sweep.
 
     Raises:
-        StudyError: if it is a dry run of another sweeper.
+        StudyError: if it is a dry run of another sweeper, or has axes that only ours knows.
     """
     modes = {override.key_or_group: override.value() for override in parsed if not override.is_sweep_override()}
     if modes.get("dry_run") is True and modes.get("hydra/sweeper", SWEEPER) != SWEEPER:
         raise StudyError(f"dry_run=true: only hydra/sweeper={SWEEPER} knows its runs before they run")
+    for word in arguments.overrides if modes.get("hydra/sweeper", SWEEPER) != SWEEPER else ():
+        if axes.is_ours(word):
+            raise StudyError(f"{show(word)}: only hydra/sweeper={SWEEPER} knows this axis")
     return bool(arguments.multirun) or modes.get("hydra.mode") == RunMode.MULTIRUN.name
 
 

@@ -101,11 +101,11 @@ def readable(text: str) -> str:
         return f"note={_quoted(value)}"
     if _word(text):
         return f"{AXES}=choice({_quoted(text)})"
-    if key == AXES and _word(value):
+    if key == AXES and not value.startswith("choice(") and _word(value):
         return f"{AXES}=choice({_quoted(value)})"
     if _VALUE.fullmatch(text):
         return f"{key}=choice({_quoted(value)})"
-    function = re.match(r"(\w+)\(", value)
+    function = re.fullmatch(r"([A-Za-z_]\w*)\(.*\)", value, re.DOTALL)
     if function and key in KEYS and function[1] not in (*SPACED, UNTIL, *_OF_HYDRA):
         raise StudyError(f"{show(text)}: unknown function{suggestion(function[1], (*SPACED, UNTIL, *_OF_HYDRA[:5]))}")
     if "range" in value and key in KEYS:
@@ -122,6 +122,11 @@ def as_typed(text: str) -> str:
         return text
     inner = found[2].replace("\\'", "'")
     return inner if found[1] == AXES else f"{found[1]}={inner}"
+
+
+def is_ours(text: str) -> bool:
+    """Return whether a word of a command line needs this package's own sweeper."""
+    return as_typed(readable(text)) != readable(text) and not text.startswith("note=")
 
 
 def _quoted(text: str) -> str:

@@ -181,7 +181,8 @@ def typed(grid: Mapping[str, Any]) -> list[str]:
         return words[value] if value is None or isinstance(value, bool) else str(value)
 
     columns = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
-    return [f"{key}={','.join(map(text, values))}" for key, values in columns.items()]
+    designs = [f"{axes.AXES}={value}" for value in columns.pop(axes.AXES, [])]
+    return designs + [f"{key}={','.join(map(text, values))}" for key, values in columns.items()]
 
 
 def is_data(override: Override) -> bool:

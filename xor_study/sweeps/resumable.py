@@ -108,7 +108,7 @@ def _in_folder(
     index, numbers = pd.Index(ids, name="run_id"), np.arange(1, merged.epoch_losses.shape[1] + 1)
     runs = pd.concat([described(table, ids), merged.columns(slice(None)).take(rows).reset_index(drop=True)], axis=1)
     return Result(
-        runs.astype({"outcome": "str", "engine": object, "device": "str"}),
+        runs.astype({"outcome": "str", "engine": "str", "device": "str"}),
         pd.DataFrame(merged.losses[rows], index=index, columns=pd.Index(merged.steps, name="step")),
         pd.DataFrame(merged.epoch_losses[rows], index=index, columns=pd.Index(numbers, name="epoch")),
         {},

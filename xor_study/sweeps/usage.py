@@ -29,8 +29,8 @@ usage: xor-study [KEY=VALUE ...]                 train one network
   reproduce            run the whole study again and compare it with the committed results
   conformance [FILE]   replay recorded training of the real Axon (--versions: which are affected)
 
-The network and its training (KEY=VALUE; with -m also lists a,b,c, range(start,stop,step) and glob(*),
-logspace(1e-4,10,20), linspace(0,1,5); zip(lr=0.1,1; gain=1,2), ofat(lr=0.1,1; gain=2), sobol(lr=1e-4..10 log; n=64))
+The network and its training (KEY=VALUE; with -m also lists a,b,c, range(start,stop,step), glob(*),
+logspace(1e-4,1,9); 'zip(lr=0.1,1; gain=1,2)', 'ofat(lr=1,2; gain=3)', 'sobol(lr=1e-4..1 log, gain=1..9; n=64)')
 {fields}
 
 How it is run
