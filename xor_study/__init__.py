@@ -10,10 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xor_study.engines import train
     from xor_study.engines.results import Progress, Result
     from xor_study.errors import StudyError
     from xor_study.model.network import XORNetwork
+    from xor_study.sweeps.resumable import train
     from xor_study.training.spec import RunSpec
 
     __version__: str
@@ -24,7 +24,7 @@ _MODULES = {
     "RunSpec": "xor_study.training.spec",
     "StudyError": "xor_study.errors",
     "XORNetwork": "xor_study.model.network",
-    "train": "xor_study.engines",
+    "train": "xor_study.sweeps.resumable",
 }
 
 __all__ = ["Progress", "Result", "RunSpec", "StudyError", "XORNetwork", "__version__", "train"]

@@ -43,7 +43,7 @@ class XORStudySweeper(Sweeper):
         hydra, loader = self.config.hydra, self.hydra_context.config_loader
         planned = plan.plan(loader, arguments, sweep=True, config_name=hydra.job.config_name)
         if planned.dry_run:
-            runner.dry_run(planned)
+            runner.dry_run(planned, Path(hydra.sweep.dir))
             return
         records.check_folder("hydra.sweep.dir", hydra.sweep.dir, sweep=True)
         own = hydra.launcher._target_ == f"{BasicLauncher.__module__}.{BasicLauncher.__name__}"
@@ -96,11 +96,9 @@ def _shard(
 ) -> None:
     """Train one shard of a sweep: what a launcher's job does, perhaps on another host. `config` says nothing of it."""
     from xor_study.sweeps import plan, runner
-    from xor_study.sweeps.sweep import Sweep
 
     planned = plan.plan(loader, arguments, sweep=True, config_name=config_name)
-    sweep = Sweep(planned.table, planned.engine, planned.device, planned.threads, Path(folder), shards)
-    runner.run_shard(sweep, HydraConfig.get().job.num, identity)
+    runner.run_shard(planned, Path(folder), shards, HydraConfig.get().job.num, identity)
 
 
 ConfigStore.instance().store(

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xor_study.errors import StudyError
 from xor_study.model.data import CORNERS
 from xor_study.model.network import XORNetwork, empty_network
 from xor_study.training.cohorts import DTYPES
@@ -79,7 +80,7 @@ class Result:
             where a run has fewer steps, or where its loss is NaN.
         epoch_losses: mean loss of each epoch, in the same form.
         parameters: final parameters by name, shape (runs, *shape). A network that is narrower than the widest is
-            filled up with zeros; `network` returns it in its own size.
+            filled up with zeros; `network` returns it in its own size. Empty for runs from a folder.
         history: the observations of every step, a row for each run and step, or None if not requested.
         snapshots: the requested steps, by number.
     """
@@ -112,12 +113,17 @@ class Result:
         Args:
             run: its position in `runs`, from 0.
 
+        Raises:
+            StudyError: if the runs come from a folder (`train(..., folder=...)`).
+
         Example:
             >>> from xor_study import RunSpec, train
             >>> network = train(RunSpec(hidden=3, epochs=1, iterations=1), engine="plain").network(0)
             >>> network.hidden.weight.shape
             torch.Size([3, 2])
         """
+        if not self.parameters:
+            raise StudyError("network: the runs come from a folder, which has no parameters; train without folder=")
         row = self.runs.iloc[run]
         network = empty_network(
             int(row["hidden"]), row["activation.hidden"], row["activation.output"], dtype=DTYPES[row["dtype"]]

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from xor_study.errors import Parser, StudyError, in_one_line, show
-from xor_study.sweeps import compose, overrides, settings
+from xor_study.sweeps import axes, compose, overrides, settings
 from xor_study.training.spec import KEYS
 
 SWEEPER = "xor_study"
@@ -47,7 +47,7 @@ def main(given: Sequence[str]) -> None:
         _register()
         flags = _without(given, arguments.overrides)
         # Hydra reads the command line again by itself, and only with all flags before all overrides.
-        sys.argv[1:] = [*flags, *_checked(arguments)]
+        sys.argv[1:] = [*flags, *map(axes.readable, _checked(arguments))]
         hydra.main(
             version_base=compose.VERSION_BASE, config_path=str(settings.CONFIG_DIR), config_name=compose.CONFIG_NAME
         )(_task)()
@@ -129,11 +129,14 @@ def _is_sweep(arguments: argparse.Namespace, parsed: Sequence[Override]) -> bool
     """Return whether a command line is a sweep.
 
     Raises:
-        StudyError: if it is a dry run of another sweeper.
+        StudyError: if it is a dry run of another sweeper, or has axes that only ours knows.
     """
     modes = {override.key_or_group: override.value() for override in parsed if not override.is_sweep_override()}
     if modes.get("dry_run") is True and modes.get("hydra/sweeper", SWEEPER) != SWEEPER:
         raise StudyError(f"dry_run=true: only hydra/sweeper={SWEEPER} knows its runs before they run")
+    for word in arguments.overrides if modes.get("hydra/sweeper", SWEEPER) != SWEEPER else ():
+        if axes.is_ours(word):
+            raise StudyError(f"{show(word)}: only hydra/sweeper={SWEEPER} knows this axis")
     return bool(arguments.multirun) or modes.get("hydra.mode") == RunMode.MULTIRUN.name
 
 
@@ -175,7 +178,7 @@ def _task(config: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     with in_one_line():
         values = compose.values_of(config)
-        engine, device, threads, log, shards, form, dry_run = (values.pop(name) for name in settings.SETTINGS)
+        engine, device, threads, log, shards, form, dry_run, _ = (values.pop(name) for name in settings.SETTINGS)
         check_device(device)
         check_engine(engine, device, threads)
         overrides.check_log(log, sweep=False)

@@ -133,7 +133,8 @@ class Estimate:
     Attributes:
         cells: combinations of everything but the seed.
         runs, steps, chunks: how many, steps counted over all networks.
-        seconds: of training, on this machine's cores.
+        done: how many of the runs are done already.
+        seconds: of training the others, on this machine's cores.
         bytes: on disk.
     """
 
@@ -141,19 +142,31 @@ class Estimate:
     runs: int
     steps: int
     chunks: int
+    done: int
     seconds: float
     bytes: int
 
 
-def estimate(table: pd.DataFrame, planned: Chunks, threads: int | None) -> Estimate:
-    """Return what a plan will cost: seconds from the measured RATES, bytes from the sizes of the files' entries."""
+def estimate(table: pd.DataFrame, planned: Chunks, threads: int | None, done: NDArray[np.bool_]) -> Estimate:
+    """Return what a plan will cost: seconds from the measured RATES, bytes from the sizes of the files' entries.
+
+    Args:
+        table: of the whole plan.
+        planned: its chunks.
+        threads: of engine lanes.
+        done: which of the runs are done already, shape (runs,).
+    """
     _, cells = distinct_rows((table[field] for field in FIELDS if field != "seed"), len(table))
     workers = {"lanes": threads or lanes.cores()}
+    steps = (table["epochs"] * table["iterations"]).to_numpy(np.int64)
+    left = np.where(done, 0, steps)
     seconds = sum(
-        chunk.steps / RATES.get(chunk.engine, UNKNOWN_RATE) / workers.get(chunk.engine, 1) for chunk in planned.all
+        int(left[chunk.rows].sum()) / RATES.get(chunk.engine, UNKNOWN_RATE) / workers.get(chunk.engine, 1)
+        for chunk in planned.all
     )
-    steps = table["epochs"] * table["iterations"]
     width = 8 if (table["dtype"] == "float64").any() else 4
     losses = width * len(log_spaced(int(steps.max()))) + 8 * int(table["epochs"].max())
     of_one = CSV_BYTES + PART_BYTES + LOSSES_BYTES + 2 * losses
-    return Estimate(len(cells), len(table), int(steps.sum()), len(planned.all), seconds, of_one * len(table))
+    return Estimate(
+        len(cells), len(table), int(steps.sum()), len(planned.all), int(done.sum()), seconds, of_one * len(table)
+    )

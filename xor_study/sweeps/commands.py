@@ -107,7 +107,8 @@ def show(folders: Sequence[Path], *, figure: bool = False, form: str = "text") -
         return
     hints = records.hints(folders[0], str(plan.get("command", ""))) if len(folders) == 1 else {}
     terminal.show_sweep(read.outcomes, axes, ", ".join(str(records.path_of_runs(folder)) for folder in folders), hints)
-    terminal.show_notes(list(read.notes()))
+    notes = [f"{folder}: {note}" for folder in folders if (note := records.read_plan(folder).get("note"))]
+    terminal.show_notes([*notes, *read.notes()])
     print(*drawn, sep="\n", end="\n" * bool(drawn))
 
 

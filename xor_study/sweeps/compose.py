@@ -112,9 +112,13 @@ def is_plain(loader: ConfigLoader, config_name: str) -> bool:
 
 
 def composed(
-    loader: ConfigLoader, config_name: str, fixed: Sequence[str], axes: Mapping[str, Sequence[str]]
+    loader: ConfigLoader,
+    config_name: str,
+    fixed: Sequence[str],
+    axes: Mapping[str, Sequence[str]],
+    combinations: Sequence[Sequence[str]],
 ) -> list[DictConfig]:
-    """Return the configuration of each combination of choices, the last axis varying fastest.
+    """Return the configuration of each of some combinations of choices, one of each axis.
 
     Composing takes long, so a choice that brings nothing but its own group's node is composed only once, whatever it
     is combined with.
@@ -129,12 +133,11 @@ def composed(
         for choice in choices:
             node = _node(loader, config_name, own, () if plain_config else first, key, choice)
             if node is None:
-                combinations = itertools.product(*axes.values())
                 chosen = [dict(zip(axes, combination, strict=True)) for combination in combinations]
                 return [_without_hydra(compose(loader, config_name, fixed, choices)) for choices in chosen]
             nodes[key, choice] = node
     result = []
-    for combination in itertools.product(*axes.values()):
+    for combination in combinations:
         config = copy.deepcopy(base)  # a node belongs to one configuration: it knows its parent
         with read_write(config):
             for key, choice in zip(axes, combination, strict=True):
@@ -179,6 +182,18 @@ def read_file(loader: ConfigLoader, path: str) -> ConfigResult | None:
     """Return a configuration file as it is written, or what stands for one, if Hydra finds it."""
     source = next((source for source in loader.get_sources() if source.is_config(path)), None)
     return None if source is None else source.load_config(path)
+
+
+def default_choice(loader: ConfigLoader, config_name: str, fixed: Sequence[str], key: str) -> str:
+    """Return the choice of a group where none is given.
+
+    Raises:
+        StudyError: if the configuration leaves it open.
+    """
+    choice = _base(loader, config_name, tuple(fixed))[1].get(key)
+    if choice is None:
+        raise StudyError(f"{key}: the configuration has no choice of it, which ofat would vary; give one beside it")
+    return choice
 
 
 @lru_cache(maxsize=64)

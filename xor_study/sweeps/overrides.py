@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from xor_study.engines.names import check_engine
 from xor_study.errors import StudyError, nearest, one_line, show, suggestion
 from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from xor_study.sweeps import axes
 from xor_study.sweeps.compose import CHOICES, hint, options
 from xor_study.sweeps.settings import FORMATS, LOGS, MOST_SHARDS, SETTINGS, STUDY
 from xor_study.training.spec import GROUPS, KEYS, OWN
@@ -44,11 +46,18 @@ def parse(texts: Sequence[str], loader: ConfigLoader) -> list[Override]:
     parser = OverridesParser.create(config_loader=loader)  # the loader knows the choices that glob(*) stands for
     result: dict[str, Override] = {}
     for text in texts:
+        readable = axes.readable(text)
         try:
-            (override,) = parser.parse_overrides([text])
+            (override,) = parser.parse_overrides([readable])
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise StudyError(f"{show(text)}: can't be read as key=value; put an odd value in quotes") from error
+        if override.is_sweep_override():
+            override.input_line = axes.as_typed(readable)
+        override = axes.understood(override, lambda inner: _inner(inner, loader))
         key = override.key_or_group
+        if isinstance(override._value, axes.Design):
+            result[key] = override
+            continue
         if override.is_hydra_override():
             _check_harmless(key, text)
         else:
@@ -60,9 +69,26 @@ def parse(texts: Sequence[str], loader: ConfigLoader) -> list[Override]:
     return list(result.values())
 
 
+def _inner(text: str, loader: ConfigLoader) -> tuple[str, list[Any]]:
+    """Return the key and the values of an axis inside a design."""
+    (override,) = parse([text], loader)
+    key, values = override.key_or_group, axis(override, allowed=True)
+    if key == STUDY or key not in (*CHOICES, *KEYS):
+        raise StudyError(f"{show(text)}: {key} has one value for the whole sweep")
+    for value in values:
+        check_choice(key, value, loader)
+    return key, values
+
+
 def merged(*lines: Sequence[Override]) -> list[Override]:
     """Return overrides of several lines as one: a later one of the same key takes the place of the earlier."""
-    return list({override.key_or_group: override for line in lines for override in line}.values())
+    result: dict[str, Override] = {}
+    for line in lines:
+        for override in line:
+            if isinstance(override._value, axes.Design):
+                result = {key: given for key, given in result.items() if key not in override._value.columns}
+        result |= {override.key_or_group: override for override in line}
+    return list(result.values())
 
 
 def _check_harmless(key: str, text: str) -> None:
@@ -155,7 +181,8 @@ def typed(grid: Mapping[str, Any]) -> list[str]:
         return words[value] if value is None or isinstance(value, bool) else str(value)
 
     columns = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
-    return [f"{key}={','.join(map(text, values))}" for key, values in columns.items()]
+    designs = [f"{axes.AXES}={value}" for value in columns.pop(axes.AXES, [])]
+    return designs + [f"{key}={','.join(map(text, values))}" for key, values in columns.items()]
 
 
 def is_data(override: Override) -> bool:
@@ -183,7 +210,7 @@ def axis(override: Override, allowed: bool) -> list[Any]:
     """
     if not override.is_sweep_override():
         return [unquoted(override.value())]
-    _check_sweep(override, allowed)
+    check_sweep(override, allowed)
     text = show(override.input_line)
     try:
         values = list(itertools.islice(_swept(override), MOST_RUNS + 1))
@@ -196,7 +223,8 @@ def axis(override: Override, allowed: bool) -> list[Any]:
     return values
 
 
-def _check_sweep(override: Override, allowed: bool) -> None:
+def check_sweep(override: Override, allowed: bool) -> None:
+    """Raise StudyError if a sweep is not allowed, or is of a kind that can't be enumerated."""
     key, text = override.key_or_group, show(override.input_line)
     if not allowed:
         raise StudyError(f"{text}: several values; add -m (--multirun) to run them all")
@@ -213,8 +241,9 @@ def _swept(override: Override) -> Iterator[Any]:
     given, key = override._value, override.key_or_group
     if isinstance(given, Glob) and key in NAMED:
         override = replace(override, _value=ChoiceSweep(list=given.filter(list(NAMED[key]))))
-    if isinstance(given, RangeSweep) and not given.shuffle:
-        yield from given.range()
+    if isinstance(given, RangeSweep):
+        values = list(axes.range_values(given)) if given.shuffle else axes.range_values(given)
+        yield from random.sample(values, len(values)) if isinstance(values, list) else values
     else:
         yield from map(unquoted, override.sweep_iterator())
 

@@ -51,6 +51,10 @@ DAMAGES = (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError,
 """What reading a file raises that is not a part."""
 
 
+NO_RUNS = "has none of the runs of this sweep"
+"""What is wrong with an intact part of other runs."""
+
+
 class DamagedError(StudyError):
     """A file is not a part, or not as it was written."""
 
@@ -337,7 +341,7 @@ class Parts:
         self._known[name] = _Summary(rows_of_plan, part.engines, part.provenance, outcomes, part.steps, kind, epochs)
         self.done[rows_of_plan[rows_of_plan >= 0]] = True
         if not (rows_of_plan >= 0).any():
-            self.problems[name] = "has none of the runs of this sweep"
+            self.problems[name] = NO_RUNS
 
     @property
     def used(self) -> list[str]:
@@ -355,6 +359,14 @@ class Parts:
         for known in self._known.values():
             counts += np.bincount(known.outcomes, minlength=len(OUTCOMES))
         return dict(zip(OUTCOMES, counts.tolist(), strict=True))
+
+    def outcome_codes(self) -> NDArray[np.intp]:
+        """Return the outcome of each run of a finished plan, as its position in OUTCOMES."""
+        codes = np.full(len(self.run_ids), -1)
+        for name in reversed(self.used):  # the first part by name counts, as in `merged`
+            known = self._known[name]
+            codes[known.rows_of_plan[known.rows_of_plan >= 0]] = known.outcomes
+        return codes
 
     def differing_provenance(self, provenance: Mapping[str, str | None], engines: set[str]) -> dict[str, int]:
         """Return how many finished runs have another provenance or engine, by what differs, such as "engine=plain"."""

@@ -6,11 +6,11 @@ axes are laid over it as data.
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from xor_study.engines import check_compilable, check_device, check_engine
 from xor_study.errors import StudyError, show
+from xor_study.sweeps.axes import UNSET, Design, Until, check_once, range_note, with_baselines
 from xor_study.sweeps.compose import (
     CHOICES,
     CONFIG_NAME,
     VERSION_BASE,
     compose,
     composed,
+    default_choice,
     is_plain,
     leaves,
     no_parameter,
@@ -44,6 +46,7 @@ from xor_study.sweeps.overrides import (
     check_format,
     check_log,
     check_mode,
+    check_sweep,
     is_data,
     merged,
     parse,
@@ -52,7 +55,7 @@ from xor_study.sweeps.overrides import (
     unquoted,
 )
 from xor_study.sweeps.settings import CONFIG_DIR, SETTINGS, STUDY
-from xor_study.training.spec import FIELDS, KEYS, OWN, deciding_group, key_of, rules
+from xor_study.training.spec import FIELDS, KEYS, OWN, deciding_group, rules
 from xor_study.training.table import distinct_rows, plain, table_of
 
 
@@ -67,7 +70,10 @@ class Plan:
         format: of the table of runs, one of FORMATS.
         shards: jobs that the launcher is given, or None to train in this process.
         dry_run: whether to say what would run, and run nothing.
+        note: in the user's words, kept with the sweep.
         duplicates: how many runs were dropped because they were asked for more than once.
+        remarks: on how a value was understood, as lines.
+        until: how many seeds of each cell are added, where `table` has only the first ones; None where it has all.
     """
 
     table: pd.DataFrame
@@ -79,7 +85,10 @@ class Plan:
     shards: int | None
     format: str
     dry_run: bool
+    note: str | None
     duplicates: int
+    remarks: tuple[str, ...] = ()
+    until: Until | None = None
 
 
 @dataclass(frozen=True)
@@ -123,10 +132,26 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
     cells, _ = distinct_rows((table[field] for field in FIELDS if field != "seed"), len(table))
     repeated = pd.DataFrame({"cell": cells, "seed": table["seed"]}).duplicated()
     distinct = table[~repeated].reset_index(drop=True) if repeated.any() else table
+    until = _until(lines)
+    if until is not None:  # wherever the seed is typed: a round adds seeds to some cells only
+        distinct = distinct.take(np.argsort(cells[~repeated.to_numpy()], kind="stable")).reset_index(drop=True)
     if engine == "lanes":  # asked for by name, so falling back to another engine would be wrong
         check_compilable(distinct, device)
     axes = tuple(dict.fromkeys(axis for grid in grids for axis in grid.axes))
-    return Plan(distinct, axes, **settings, duplicates=len(table) - len(distinct))
+    remarks = tuple(dict.fromkeys(filter(None, (range_note(override) for line in lines for override in line))))
+    return Plan(distinct, axes, **settings, duplicates=len(table) - len(distinct), remarks=remarks, until=until)
+
+
+def _until(lines: Sequence[Sequence[Override]]) -> Until | None:
+    """Return the rule by which all grids add seeds, or None.
+
+    Raises:
+        StudyError: if they differ in it.
+    """
+    rules = [next((one._value for one in line if isinstance(one._value, Until)), None) for line in lines]
+    if any(rule != rules[0] for rule in rules):
+        raise StudyError("seed: the grids of a study must agree on until(...)")
+    return rules[0]
 
 
 def _lines(parsed: Sequence[Override], loader: ConfigLoader, config_name: str, sweep: bool) -> list[list[Override]]:
@@ -228,42 +253,113 @@ def _content(name: str, loader: ConfigLoader, config_name: str) -> Mapping[str, 
 
 def _grid(loader: ConfigLoader, parsed: Sequence[Override], sweep: bool, config_name: str) -> _Grid:
     """Return the runs of one grid, with its duplicates."""
-    axes, fixed = _axes(loader, parsed, sweep, config_name)
-    group_axes = {key: axes[key] for key in axes if key in CHOICES}
-    value_axes = {key: axes[key] for key in axes if key not in CHOICES}
-    strides = _strides(axes)
-    configs = composed(loader, config_name, fixed, group_axes)
+    check_once(parsed)
+    given, fixed = _axes(loader, parsed, sweep, config_name)
+    axes = with_baselines(given)
+    default = partial(default_choice, loader, config_name, fixed)
+    seeds = axes.get("seed")
+    design = _Product.of({key: values for key, values in axes.items() if key != "seed"}, default)
+    levels = design.levels | ({} if seeds is None else {"seed": seeds})
+    configs = composed(loader, config_name, fixed, design.choices, design.combinations)
     # Runs that differ only in their seed differ in nothing that must be checked or resolved again.
-    seeds = None if any(_references(config, axes) for config in configs) else value_axes.pop("seed", None)
-    frames, positions = [], []
-    for config, indices in zip(configs, itertools.product(*map(_indices, group_axes.values())), strict=True):
-        values, settings = _values(config, axes)
-        frames.append(_expand(config, values, value_axes))
-        position = np.array([sum(strides[key] * index for key, index in zip(group_axes, indices, strict=True))])
-        for key, given in value_axes.items():
-            position = _spread(position, strides[key], len(given))
-        positions.append(position)
-    table, position = table_of(pd.concat(frames, ignore_index=True)), np.concatenate(positions)
+    if any(_references(config, levels) for config in configs):
+        design, seeds = _Product.of(axes, default), None
+    frames = []
+    for config, rows in zip(configs, design.members, strict=True):
+        values, settings = _values(config, levels)
+        frames.append(_expand(config, values, {key: design.column(key, rows) for key in design.values}))
+    table = table_of(pd.concat(frames, ignore_index=True))
+    table = table.take(np.argsort(np.concatenate(design.members))).reset_index(drop=True)
     if seeds is not None:
-        table = _with_seeds(table, seeds)
-        position = _spread(position, strides["seed"], len(seeds))
-    table = table.take(np.argsort(position)).reset_index(drop=True)
-    return _Grid(table, tuple(key for key, given in axes.items() if len(given) > 1), settings)
+        order = list(axes)
+        inner = math.prod(len(axes[key]) for key in order[order.index("seed") + 1 :])
+        table = _with_seeds(table, seeds, inner)
+    return _Grid(table, tuple(key for key, values in levels.items() if len(values) > 1), settings)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """Every combination of the values of some axes, as columns: the last axis varies fastest.
+
+    Attributes:
+        levels: the values of each key, each once, without UNSET.
+        codes: for each key, which of its levels each combination has, -1 for UNSET; shape (combinations,).
+        choices: the levels of the groups, where UNSET is the default choice.
+        combinations: of choices, as far as there are any.
+        members: which rows have each combination of choices, in ascending order.
+    """
+
+    levels: dict[str, list[Any]]
+    codes: dict[str, NDArray[np.int32]]
+    choices: dict[str, list[str]]
+    combinations: list[list[str]]
+    members: list[NDArray[np.intp]]
+
+    @classmethod
+    def of(cls, axes: Mapping[str, Sequence[Any] | Design], default: Callable[[str], str]) -> _Product:
+        """Return the product of some axes.
+
+        Args:
+            axes: lists by key, and designs.
+            default: returns the choice of a group that a design leaves unset.
+        """
+        rows = inner = math.prod(map(len, axes.values()))
+        levels, codes = dict[str, list[Any]](), dict[str, NDArray[np.int32]]()
+        for name, given in axes.items():
+            inner //= len(given)
+            at = np.arange(rows) // inner % len(given)
+            for key, column in given.columns.items() if isinstance(given, Design) else [(name, given)]:
+                own, levels[key] = _coded(column)
+                if key in CHOICES and (own < 0).any():
+                    levels[key] = [*levels[key], default(key)]
+                    own = np.where(own < 0, len(levels[key]) - 1, own)
+                codes[key] = own[at].astype(np.int32)
+        choices = {key: levels[key] for key in levels if key in CHOICES}
+        number = np.zeros(rows, np.intp)
+        for key, names in choices.items():
+            number = number * len(names) + codes[key]
+        _, firsts, counts = np.unique(number, return_index=True, return_counts=True)
+        members = np.split(np.argsort(number, kind="stable"), np.cumsum(counts)[:-1])
+        combinations = [[names[codes[key][row]] for key, names in choices.items()] for row in firsts]
+        return cls(levels, codes, choices, combinations, members)
+
+    @property
+    def values(self) -> list[str]:
+        """The keys that are no groups."""
+        return [key for key in self.levels if key not in CHOICES]
+
+    def column(self, key: str, rows: NDArray[np.intp]) -> tuple[list[Any], NDArray[np.int32]]:
+        """Return the levels of a key and which of them some combinations have."""
+        return self.levels[key], self.codes[key][rows]
+
+
+def _coded(column: Sequence[Any]) -> tuple[NDArray[np.intp], list[Any]]:
+    """Return which level each value is, -1 for UNSET, and the levels; True is not 1."""
+    numbers: dict[Any, int] = {}
+    unset = [value is UNSET for value in column]
+    typed = [(type(value), str(value), value) for value, missing in zip(column, unset, strict=True) if not missing]
+    codes = np.full(len(column), -1)
+    codes[~np.array(unset, bool)] = [numbers.setdefault(one[:2], len(numbers)) for one in typed]
+    return codes, list({one[:2]: one[2] for one in typed}.values())
 
 
 def _axes(
     loader: ConfigLoader, parsed: Sequence[Override], sweep: bool, config_name: str
-) -> tuple[dict[str, list[Any]], list[str]]:
+) -> tuple[dict[str, Any], list[str]]:
     """Return the values of each axis, single values that can be laid over a composition included, and other overrides.
 
     Raises:
         StudyError: if a choice is unknown, or if there are too many runs.
     """
     as_data = is_plain(loader, config_name) and not any(map(refers, parsed))
-    axes: dict[str, list[Any]] = {}
+    axes: dict[str, Any] = {}
     fixed: list[str] = []
     for override in parsed:
         key = override.key_or_group
+        if isinstance(override._value, Design):
+            check_sweep(override, sweep)
+            axes[key] = override._value
+            continue
         if override.is_sweep_override() or (as_data and is_data(override)):
             axes[key] = axis(override, sweep)
         else:
@@ -285,42 +381,51 @@ def _values(config: DictConfig, axes: Mapping[str, Sequence[Any]]) -> tuple[dict
     return values, {name: values.pop(name) for name in SETTINGS}
 
 
-def _indices(values: Sequence[Any]) -> range:
-    return range(len(values))
-
-
-def _spread(position: NDArray[np.intp], stride: int, count: int) -> NDArray[np.intp]:
-    """Return the positions of runs in the order of a sweep when each is repeated for the values of one more axis."""
-    return (position[:, None] + stride * np.arange(count)).reshape(-1)
-
-
-def _with_seeds(table: pd.DataFrame, seeds: Sequence[Any]) -> pd.DataFrame:
-    """Return a checked table with each row repeated for every seed."""
+def _with_seeds(table: pd.DataFrame, seeds: Sequence[Any], inner: int) -> pd.DataFrame:
+    """Return a checked table with every `inner` rows repeated for every seed."""
     whole = all(type(seed) is int for seed in seeds)
     for seed in (min(seeds), max(seeds)) if whole else seeds:
         OWN["seed"].check(seed, "seed")
-    repeated = table.take(np.repeat(np.arange(len(table)), len(seeds)))
-    repeated["seed"] = np.tile(np.array(seeds, np.int64), len(table))
+    blocks = np.arange(len(table)).reshape(-1, 1, inner)
+    repeated = table.take(np.repeat(blocks, len(seeds), axis=1).reshape(-1)).reset_index(drop=True)
+    repeated["seed"] = np.tile(np.repeat(np.array(seeds, np.int64), inner), len(blocks))
     return repeated
 
 
-def _expand(config: DictConfig, values: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
-    """Return the rows of one combination of groups: `values` everywhere, but for the axes."""
-    for key in axes:
+def _expand(
+    config: DictConfig, values: Mapping[str, Any], axes: Mapping[str, tuple[Sequence[Any], NDArray[np.int32]]]
+) -> pd.DataFrame:
+    """Return the rows of one combination of groups: `values` everywhere, but for the axes.
+
+    Args:
+        config: composed for this combination.
+        values: of its fields.
+        axes: levels of each key, and which of them each row has, -1 for as it is composed.
+    """
+    rows = max((len(codes) for _, codes in axes.values()), default=1)
+    columns: dict[str, Any] = {field: _filled(value, rows) for field, value in values.items()}
+    given = {key: (levels, codes) for key, (levels, codes) in axes.items() if (codes >= 0).any()}
+    for key, (levels, codes) in given.items():
         if KEYS[key] not in values:
             group, _, name = key.partition(".")
             raise StudyError(no_parameter(group, str(values[group]), name))
-    given = {field: [value] for field, value in values.items()} | {KEYS[key]: axes[key] for key in axes}
-    for field, column in given.items():
-        for value in column:
+        field = KEYS[key]
+        for value in (values[field], *levels):
             if value != value:  # a table would take NaN for a missing value
-                rules(field, str(values.get(deciding_group(field) or "")))[0].check(value, key_of(field))
-    product = list(itertools.product(*axes.values()))
-    columns = {field: [value] * len(product) for field, value in values.items()}
-    columns |= {KEYS[key]: list(column) for key, column in zip(axes, zip(*product, strict=True), strict=True)}
+                rules(field, str(values.get(deciding_group(field) or "")))[0].check(value, key)
+        columns[field] = _filled(values[field], len(levels) + 1)
+        columns[field][:-1] = levels
+        columns[field] = columns[field][codes]
     # Last: a value such as ${lr} must see the axes, which have replaced what was composed.
-    columns |= _interpolated(config, axes, columns, len(product))
+    columns |= _interpolated(config, given, columns, rows)
     return pd.DataFrame(columns, dtype=object)
+
+
+def _filled(value: Any, rows: int) -> NDArray[np.object_]:
+    """Return an array of one value, whatever it is."""
+    column = np.empty(rows, object)
+    column[:] = [value] * rows if isinstance(value, list) else value
+    return column
 
 
 def _interpolated(
@@ -350,13 +455,3 @@ def _references(config: DictConfig, axes: Mapping[str, Sequence[Any]]) -> dict[s
     """Return the values that refer to others, as they are written, by field."""
     raw = [(key, value) for key, value in leaves(config) if key in KEYS and key not in axes]
     return {KEYS[key]: value for key, value in raw if isinstance(value, str) and "${" in value}
-
-
-def _strides(axes: Mapping[str, Sequence[Any]]) -> dict[str, int]:
-    """Return how far apart an axis's values lie in the order of runs: the last axis given varies fastest."""
-    strides: dict[str, int] = {}
-    stride = 1
-    for key in reversed(list(axes)):
-        strides[key] = stride
-        stride *= len(axes[key])
-    return strides

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
-from xor_study.analysis.outcomes import Outcomes
 from xor_study.engines import FallbackWarning, train_table
 from xor_study.engines.results import Result
 from xor_study.errors import StudyError, one_line
@@ -21,13 +22,14 @@ from xor_study.model.data import CORNERS
 from xor_study.model.losses import LOSSES
 from xor_study.model.network import plane
 from xor_study.sweeps import records, terminal
-from xor_study.sweeps.chunks import chunked, estimate
+from xor_study.sweeps.adaptive import described, rounds, summary
+from xor_study.sweeps.axes import as_typed
+from xor_study.sweeps.chunks import estimate
 from xor_study.sweeps.plan import Plan
 from xor_study.sweeps.provenance import git_commit
 from xor_study.sweeps.settings import FORMATS
 from xor_study.sweeps.sweep import Sweep
 from xor_study.training.outcome import Detail
-from xor_study.training.table import run_ids
 
 GRID, MARGIN = 200, 0.25
 """Points along each axis of the decision boundary's picture, and how far it reaches beyond the corners."""
@@ -98,30 +100,24 @@ def run_sweep(
         StudyError: if something went wrong; what is finished is kept.
         InterruptedSweep: likewise.
     """
-    sweep = Sweep(planned.table, planned.engine, planned.device, planned.threads, folder, shards)
     collect_again()
     git_commit()  # cached now: the files may change while the sweep trains
-    command = _command(folder)
-    notes = sweep.begin(command, planned.axes)
-    write_atomically(folder / MULTIRUN, lambda stream: stream.write(config.encode()))
-    if planned.duplicates:
-        given = len(planned.table) + planned.duplicates
-        notes.insert(0, f"dropped {planned.duplicates} duplicate runs (of {given})")
-    terminal.show_notes(notes)
-    problems: list[str] = []
-    try:
-        if launch is None:
-            with terminal.progress_bar(len(planned.table)) as follow, terminal.notes():
-                sweep.train(follow)
-        elif sweep.lost():
-            with terminal.progress_bar(len(planned.table)) as follow, sweep.watched(follow):
-                problems = launch(folder, sweep.planned.identity)
-        outcomes = _merge(sweep, planned.format, problems)
-    except (StudyError, OSError) as error:
-        raise StudyError(f"{one_line(error)}; {_kept(sweep, command)}") from error
-    except KeyboardInterrupt as error:
-        raise InterruptedSweep(f"interrupted; {_kept(sweep, command)}") from error
-    terminal.show_notes(problems)
+    command, problems, begun = _command(folder), list[str](), False
+    for sweep in rounds(planned, folder, shards):
+        if planned.until is not None:
+            sweep.parts.scan()
+        if planned.until is None or not sweep.parts.done.all():
+            notes = _begin(sweep, planned, command, config)
+            terminal.show_notes([_further(sweep)] if begun else notes)
+            begun = True
+            with _kept(sweep, command):
+                problems += _train(sweep, launch)
+                _check_finished(sweep, problems)
+    if not begun:
+        terminal.show_notes(_begin(sweep, planned, command, config))
+    with _kept(sweep, command):
+        outcomes = sweep.merge(planned.format)
+    terminal.show_notes([*problems, *([summary(sweep, planned.until)] if planned.until else [])])
     table = folder / FORMATS[planned.format]
     terminal.show_sweep(outcomes, planned.axes, str(table), records.hints(folder, command))
 
@@ -129,26 +125,63 @@ def run_sweep(
 MULTIRUN = "multirun.yaml"
 
 
-def _merge(sweep: Sweep, form: str, problems: Sequence[str]) -> Outcomes:
-    """Write the table of all runs and return their outcomes.
+def _begin(sweep: Sweep, planned: Plan, command: str, config: str) -> list[str]:
+    """Claim the folder, and return notes on its content and on the plan."""
+    before = records.read_plan(sweep.folder)
+    more = {
+        "note": before.get("note") if planned.note is None else str(planned.note),
+        "until": planned.until and described(planned.until),
+    }
+    notes = sweep.begin(command, planned.axes, {name: value for name, value in more.items() if value is not None})
+    write_atomically(sweep.folder / MULTIRUN, lambda stream: stream.write(config.encode()))
+    if planned.duplicates:
+        given = len(planned.table) + planned.duplicates
+        notes.insert(0, f"dropped {planned.duplicates} duplicate runs (of {given})")
+    return [*planned.remarks, *notes]
 
-    Raises:
-        StudyError: if runs are missing; it names the shards that were lost.
-    """
+
+def _further(sweep: Sweep) -> str:
+    missing = ~sweep.parts.done
+    cells = len(np.unique(np.cumsum(sweep.table["seed"] == 0)[missing]))
+    return f"{int(missing.sum())} more runs, for {cells} cells whose intervals are too wide"
+
+
+def _train(sweep: Sweep, launch: Launch | None) -> list[str]:
+    """Train what is missing and return what was wrong with which job."""
+    if launch is None:
+        with terminal.progress_bar(len(sweep.table)) as follow, terminal.notes():
+            sweep.train(follow)
+    elif sweep.lost():
+        with terminal.progress_bar(len(sweep.table)) as follow, sweep.watched(follow):
+            return launch(sweep.folder, sweep.planned.identity)
+    return []
+
+
+def _check_finished(sweep: Sweep, problems: Sequence[str]) -> None:
+    """Raise StudyError if runs are missing; it names the shards that were lost."""
     sweep.parts.scan()
     lost = sweep.lost()
     if lost:
         numbers = " and ".join(filter(None, [", ".join(map(str, lost[:-1])), str(lost[-1])]))
         names = f"shard{'s' * (len(lost) > 1)} {numbers} of {sweep.shards} did not finish"
         raise StudyError("; ".join([names, *problems]))
-    return sweep.merge(form)
 
 
-def _kept(sweep: Sweep, command: str) -> str:
-    """Return how many runs of an unfinished sweep are kept, and the command that resumes it."""
-    sweep.parts.scan()
-    done, runs = int(sweep.parts.done.sum()), len(sweep.table)
-    return f"{done} of {runs} runs are kept in {sweep.folder}; to resume: {command}"
+@contextlib.contextmanager
+def _kept(sweep: Sweep, command: str) -> Iterator[None]:
+    """Let an error or an interruption also say how many runs of the sweep are kept, and the command that resumes it."""
+
+    def kept() -> str:
+        sweep.parts.scan()
+        done, runs = int(sweep.parts.done.sum()), len(sweep.table)
+        return f"{done} of {runs} runs are kept in {sweep.folder}; to resume: {command}"
+
+    try:
+        yield
+    except (StudyError, OSError) as error:
+        raise StudyError(f"{one_line(error)}; {kept()}") from error
+    except KeyboardInterrupt as error:
+        raise InterruptedSweep(f"interrupted; {kept()}") from error
 
 
 def _command(folder: Path) -> str:
@@ -156,30 +189,51 @@ def _command(folder: Path) -> str:
     script = Path(sys.argv[0]).name
     own = ["xor-study"] if script == "xor-study" else ["python", "-m", "xor_study.run"]
     named = any(argument.startswith("hydra.sweep.dir=") for argument in sys.argv[1:])
-    return shlex.join([*own, *sys.argv[1:], *([] if named else [f"hydra.sweep.dir={folder}"])])
+    return shlex.join([*own, *map(as_typed, sys.argv[1:]), *([] if named else [f"hydra.sweep.dir={folder}"])])
 
 
-def run_shard(sweep: Sweep, shard: int, identity: str) -> None:
+def run_shard(planned: Plan, folder: Path, shards: int, shard: int, identity: str) -> None:
     """Train one shard of a sweep that another process began.
+
+    Args:
+        planned: the plan, made on this host.
+        folder: of the sweep.
+        shards: how many there are.
+        shard: which one, from 0.
+        identity: of the runs of this round.
 
     Raises:
         StudyError: if the plan differs from the one that started the sweep, as with another version of this package.
     """
-    if sweep.planned.identity != identity:
-        raise StudyError(
-            f"{sweep.folder}: this host's plan differs from the one that started the sweep; "
-            "check that package versions match"
-        )
+    for sweep in rounds(planned, folder, shards):
+        if sweep.planned.identity == identity:
+            break
+        sweep.parts.scan()
+        if planned.until is None or not sweep.parts.done.all():
+            raise StudyError(
+                f"{folder}: this host's plan differs from the one that started the sweep; "
+                "check that package versions match"
+            )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)
         sweep.train(lambda progress: None, shard)
 
 
-def dry_run(planned: Plan) -> None:
-    """Say what a plan would run, about how long it takes and how large it gets."""
-    ids = run_ids(planned.table).to_numpy().astype("S20")
-    found = chunked(planned.table, ids, planned.engine, planned.device, planned.shards)
-    terminal.show_plan(estimate(planned.table, found, planned.threads), found, planned.axes, planned.duplicates)
+def dry_run(planned: Plan, folder: Path | None = None) -> None:
+    """Say what a plan would run, about how long it takes and how large it gets, and what is done already.
+
+    Args:
+        planned: the plan.
+        folder: where it would run; nothing is written there.
+    """
+    there = folder is not None and (folder / records.PLAN).exists()
+    for sweep in rounds(planned, folder or Path(), planned.shards):
+        if there:
+            sweep.parts.scan()
+        if not sweep.parts.done.all():
+            break
+    estimated = estimate(sweep.table, sweep.planned, planned.threads, sweep.parts.done)
+    terminal.show_plan(estimated, sweep.planned, planned, folder if there else None)
 
 
 def corner_predictions(result: Result) -> list[float]:

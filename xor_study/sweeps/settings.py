@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-SETTINGS = ("engine", "device", "threads", "log", "shards", "format", "dry_run")
+SETTINGS = ("engine", "device", "threads", "log", "shards", "format", "dry_run", "note")
 """What is the same for a whole sweep and not part of a run."""
 
 LOGS = ("epochs", "axon")

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +30,7 @@ from xor_study.errors import StudyError, interrupts_held
 from xor_study.files import sweep_up
 from xor_study.sweeps import records
 from xor_study.sweeps.chunks import Chunk, Chunks, chunked
-from xor_study.sweeps.parts import Part, Parts, cells_of, outcomes
+from xor_study.sweeps.parts import NO_RUNS, Part, Parts, cells_of, outcomes
 from xor_study.sweeps.provenance import provenance
 from xor_study.sweeps.settings import FORMATS
 from xor_study.training.table import run_ids
@@ -61,6 +63,7 @@ class Sweep:
         engine, device, threads: see `engines.train`; the engine may be "auto".
         folder: where the parts are and the results go.
         shards: how many jobs share the work, or None.
+        plan_identity: of the plan whose runs these are, where it is not the hash of exactly these.
 
     Attributes:
         planned: the chunks that they are trained in.
@@ -73,6 +76,7 @@ class Sweep:
     threads: int | None
     folder: Path
     shards: int | None = None
+    plan_identity: str = ""
     planned: Chunks = field(init=False)
     parts: Parts = field(init=False)
 
@@ -81,7 +85,7 @@ class Sweep:
         self.planned = chunked(self.table, ids, self.engine, self.device, self.shards)
         self.parts = Parts(self.folder, ids, {chunk.identity: chunk.rows for chunk in self.planned.all})
 
-    def begin(self, command: str, axes: Sequence[str]) -> list[str]:
+    def begin(self, command: str, axes: Sequence[str], more: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
         """Claim the folder for this sweep, or resume the sweep in it, and return notes on its content.
 
         A folder belongs to one plan, which may be extended: a sweep that asks for all its runs and more resumes it.
@@ -89,6 +93,7 @@ class Sweep:
         Args:
             command: the command line that resumes this sweep, to be shown.
             axes: the keys that were given several values, for `xor-study show`.
+            more: what else `plan.json` is to hold.
 
         Raises:
             StudyError: if the folder holds results of another plan, or results without their parts.
@@ -97,19 +102,24 @@ class Sweep:
         with self._lock():
             self.parts.scan()
             before = self._before()
-            if before != self.planned.identity and self.parts.others:
+            if before != self.identity and self.parts.others:
                 raise StudyError(
                     f"hydra.sweep.dir={self.folder}: holds {self.parts.others} runs that this command does not ask "
                     "for; choose another folder or include them"
                 )
             if (self.folder / records.RUNS).exists() and not self.parts.done.any():
                 raise StudyError(f"hydra.sweep.dir={self.folder}: holds {records.RUNS} without its parts; move it away")
-            about = {"identity": self.planned.identity, "runs": len(self.table), "command": command, "axes": axes}
+            about = {"identity": self.identity, "runs": len(self.table), "command": command, "axes": axes, **more}
             _, cells = cells_of(self.table)
             if len(cells) <= MOST_CELLS:
                 about["cells"] = cells_to_json(cells)
             records.write_plan(self.folder, about)
         return list(self._notes())
+
+    @property
+    def identity(self) -> str:
+        """The identity of the plan that the folder is to belong to."""
+        return self.plan_identity or self.planned.identity
 
     def _before(self) -> str | None:
         """Return the identity of the plan that the folder belongs to, or None if it is unknown."""
@@ -118,6 +128,8 @@ class Sweep:
 
     def _notes(self) -> Iterator[str]:
         for name, problem in self.parts.problems.items():
+            if self.plan_identity and problem == NO_RUNS:
+                continue  # of a later round
             yield f"{self.parts.path / name}: {problem}; ignored"
         if self.parts.done.any():
             yield f"{int(self.parts.done.sum())} of {len(self.table)} runs are already done"
@@ -294,7 +306,7 @@ class Sweep:
         """
         merged = self.parts.merged()
         with self._lock():
-            if self._before() != self.planned.identity:
+            if self._before() != self.identity:
                 raise StudyError(
                     f"{self.folder}: another sweep has started in this folder; its {records.RUNS} is not overwritten"
                 )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.measure import Measurement
@@ -26,11 +27,13 @@ from rich.text import Text
 
 from xor_study.analysis.cells import keys_of
 from xor_study.analysis.outcomes import Outcomes
+from xor_study.analysis.power import detectable_difference, wilson_widths
 from xor_study.analysis.statistics import wilson
 from xor_study.engines import FallbackWarning
 from xor_study.engines.results import Progress, Result
 from xor_study.model.data import CORNERS, TARGETS
 from xor_study.sweeps.chunks import Chunks, Estimate
+from xor_study.sweeps.plan import Plan
 from xor_study.training.outcome import OUTCOMES, running_mean
 
 if TYPE_CHECKING:
@@ -78,25 +81,65 @@ def show_notes(lines: Sequence[str]) -> None:
         console().print(f"note: {line}", markup=False, soft_wrap=True)
 
 
-def show_plan(estimated: Estimate, planned: Chunks, axes: Sequence[str], duplicates: int) -> None:
-    """Print what a plan would run."""
+def show_plan(estimated: Estimate, chunks: Chunks, planned: Plan, folder: Path | None) -> None:
+    """Print what a plan would run.
+
+    Args:
+        estimated: what it will cost; with `until`, the runs that are wanted so far.
+        chunks: of these runs.
+        planned: the plan.
+        folder: that holds some of the runs already, or None.
+    """
     out = console()
     table = Table(box=None, pad_edge=False, show_header=False)
-    engines = Counter(chunk.engine for chunk in planned.all)
+    engines = Counter(chunk.engine for chunk in chunks.all)
+    rule = planned.until
+    finished = estimated.done == estimated.runs
+    most = estimated.runs if finished or rule is None else estimated.cells * rule.most
+    # Runs that may come on top cost as much as those that are wanted so far.
+    more = (most - estimated.done) / max(estimated.runs - estimated.done, 1)
+    least = "at least " if most > estimated.runs else ""
     rows = {
         "cells": f"{estimated.cells:,}",
-        "runs": f"{estimated.runs:,}" + (f" ({duplicates:,} duplicates dropped)" if duplicates else ""),
-        "axes": ", ".join(axes) or "none",
-        "network-steps": f"{estimated.steps:,}",
+        "runs": f"{least}{estimated.runs:,}" + (f", at most {most:,}" if least else ""),
+        "seeds": f"until intervals are {rule.width:g} wide, {rule.least} to {rule.most} a cell" if rule else "",
+        "done already": f"{estimated.done:,} runs, in {folder}" if folder else "",
+        "axes": ", ".join(planned.axes) or "none",
+        "network-steps": f"{least}{estimated.steps:,}",
         "chunks": ", ".join(f"{count:,} on {engine}" for engine, count in engines.items()),
-        "time": f"about {duration(estimated.seconds)} of training on this machine",
+        "time": "none" if finished else f"about {duration(estimated.seconds)} of training on this machine",
         "size": f"about {estimated.bytes / 1e6:,.1f} MB",
     }
+    rows["runs"] += f" ({planned.duplicates:,} duplicates dropped)" if planned.duplicates else ""
+    if least:
+        rows["time"] += f", at most {duration(more * estimated.seconds)}"
+        rows["size"] += f", at most {estimated.bytes * most / estimated.runs / 1e6:,.1f} MB"
     for name, text in rows.items():
-        table.add_row(name, text)
+        if text:
+            table.add_row(name, text)
     out.print(table)
-    show_notes([planned.fallback] if planned.fallback else [])
+    for line in _power(estimated.cells, rule.most if rule else estimated.runs // estimated.cells):
+        out.print(line, soft_wrap=True)
+    show_notes([*planned.remarks, *([chunks.fallback] if chunks.fallback else [])])
     out.print("Nothing was run: dry_run=true.")
+
+
+def _power(cells: int, seeds: int) -> Iterator[str]:
+    """Yield what so many seeds of a cell can tell, about 95 % intervals and about comparisons."""
+    if seeds < 2:
+        return
+    width = float(wilson_widths(np.array([seeds // 2]), np.array([seeds]))[0])
+    yield f"{seeds:,} seeds a cell: Wilson's 95 % intervals are at most {100 * width:.2g} points wide."
+    alone, among = detectable_difference(seeds), detectable_difference(seeds, cells)
+    if alone is None:
+        yield "So few seeds can't show a difference between two cells (McNemar's exact test, p < 0.05, 80 % power)."
+        return
+    corrected = "no difference" if among is None else f"{100 * among:.2g} points"
+    holm = f" ({corrected} after Holm's correction for {cells:,} cells)" if cells > 1 else ""
+    yield (
+        f"A comparison of two cells detects a difference of {100 * alone:.2g} points{holm} with 80 % power: McNemar's "
+        "exact test, p < 0.05, shares near 50 %, outcomes independent within pairs, which is the least favourable case."
+    )
 
 
 def duration(seconds: float) -> str:

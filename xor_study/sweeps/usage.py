@@ -29,7 +29,8 @@ usage: xor-study [KEY=VALUE ...]                 train one network
   reproduce            run the whole study again and compare it with the committed results
   conformance [FILE]   replay recorded training of the real Axon (--versions: which are affected)
 
-The network and its training (KEY=VALUE; with -m also lists a,b,c, range(start,stop,step) and glob(*))
+The network and its training (KEY=VALUE; with -m also lists a,b,c, range(start,stop,step), glob(*),
+logspace(1e-4,1,9); 'zip(lr=0.1,1; gain=1,2)', 'ofat(lr=1,2; gain=3)', 'sobol(lr=1e-4..1 log, gain=1..9; n=64)')
 {fields}
 
 How it is run
@@ -59,7 +60,7 @@ _MEANINGS = {
     "epochs": "a run takes epochs x iterations steps",
     "iterations": "steps in an epoch",
     "dtype": f"{', '.join(LARGEST)}: what everything is computed in",
-    "seed": "of the initial weights and the batches; runs that share it are paired",
+    "seed": "of weights and batches; shared by pairs; or until(width=0.05, max=2000)",
     "study": "a named grid, for -m",
     "engine": "plain (torch.optim), vmap, lanes (compiled); auto: lanes, else vmap",
     "device": "cpu, cuda or cuda:N",
@@ -68,6 +69,7 @@ _MEANINGS = {
     "shards": "jobs of a sweep for hydra/launcher=joblib, submitit_slurm, ...; null: none",
     "format": "of a sweep's table of runs: csv, or parquet (a tenth of the size)",
     "dry_run": "true: say what would run, and about how long, and run nothing",
+    "note": "in your words, kept with the results",
 }
 """What each key is for, in the order in which they are printed."""
 
