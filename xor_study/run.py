@@ -20,6 +20,7 @@ from xor_study.errors import StudyError, in_one_line, show, suggestion
 COMMANDS = {
     "show": "xor_study.sweeps.commands:show_main",
     "compare": "xor_study.sweeps.commands:compare_main",
+    "unlock": "xor_study.sweeps.commands:unlock_main",
     "figures": "xor_study.study.drawing:main",
     "postmortem": "xor_study.postmortem.cli:main",
     "reproduce": "xor_study.reproduce:main",
