@@ -15,7 +15,8 @@ from processes import RUNS_OF_A_BATCH, Command, start
 
 from xor_study import run
 from xor_study.sweeps import locks
-from xor_study.sweeps.locks import Locks, Process
+from xor_study.sweeps.locks import Locks
+from xor_study.sweeps.process import Process
 
 STUDY = ["-m", "epochs=2", "iterations=100", "optimizer=sgd,adam", "lr=0.1,1", "seed=range(0,100)"]
 RUNS = 400

@@ -12,7 +12,6 @@ import errno
 import json
 import os
 import shlex
-import socket
 import sys
 import tempfile
 import threading
@@ -21,10 +20,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from xor_study.sweeps.process import Process
 
 BEAT, SILENT = 10.0, 60.0
 """Seconds between the signs of life that a holder gives, and those after which it is taken for dead on another host."""
@@ -37,75 +38,6 @@ NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 FLOCK, HOLDER = ".lock", ".holder"
 """Ends of the names of the files: which the kernel locks, and which says who holds it."""
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process on a host, told from a later one of the same number.
-
-    Attributes:
-        host: its name.
-        machine: tells hosts, their reboots, and containers with their own process numbers apart.
-        pid: its number there.
-        begun: when it began, in the kernel's clock ticks; empty if unknown.
-    """
-
-    host: str
-    machine: str
-    pid: int
-    begun: str
-
-    @classmethod
-    def of(cls, pid: int) -> Process:
-        """Return the process of a number on this machine."""
-        return cls(socket.gethostname(), _machine(), pid, "".join(_stat(pid)[19:20]))
-
-    @property
-    def state(self) -> str | None:
-        """Return "running", "stopped" or "dead", or None for a process of another machine."""
-        if self.machine != _machine():
-            return None
-        stat = _stat(self.pid)
-        if not stat:
-            return "running" if not Path("/proc/self/stat").exists() and _answers(self.pid) else "dead"
-        if stat[0] in "ZX" or (self.begun and stat[19] != self.begun):
-            return "dead"
-        return "stopped" if stat[0] in "Tt" else "running"
-
-    @property
-    def ancestors(self) -> set[int]:
-        """Return the numbers of the processes that it is a child of, by any way."""
-        found: set[int] = set()
-        pid = self.pid
-        while (stat := _stat(pid)) and (pid := int(stat[1])):
-            found.add(pid)
-        return found
-
-
-def _stat(pid: int) -> list[str]:
-    """Return what Linux says of a process, from its state on (proc(5), field 3); nothing without it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _answers(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-@cache
-def _machine() -> str:
-    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    with contextlib.suppress(OSError):
-        return f"{boot.read_text().strip()} {namespace.stat().st_ino}"
-    return socket.gethostname()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from xor_study.analysis.outcomes import Outcomes
 from xor_study.engines import FallbackWarning, train_table
 from xor_study.engines.results import Result
-from xor_study.errors import StudyError, one_line
+from xor_study.errors import Interrupted, StudyError, interruption, one_line, signal_of
 from xor_study.files import write_atomically, write_table
 from xor_study.model.data import CORNERS
 from xor_study.model.losses import LOSSES
@@ -78,7 +78,7 @@ Launch = Callable[[Path, str], list[str]]
 """(folder, identity of the plan) -> what was wrong with which job, as lines."""
 
 
-class InterruptedSweep(KeyboardInterrupt):
+class InterruptedSweep(Interrupted):
     """A sweep was interrupted; the message says what is kept and how to resume."""
 
 
@@ -120,7 +120,8 @@ def run_sweep(
     except (StudyError, OSError) as error:
         raise StudyError(f"{one_line(error)}; {_kept(sweep, command)}") from error
     except KeyboardInterrupt as error:
-        raise InterruptedSweep(f"interrupted; {_kept(sweep, command)}") from error
+        number = signal_of(error)
+        raise InterruptedSweep(f"{interruption(number)}; {_kept(sweep, command)}", number=number) from error
     terminal.show_notes(problems)
     table = folder / FORMATS[planned.format]
     terminal.show_sweep(outcomes, planned.axes, str(table), records.hints(folder, command))
@@ -163,13 +164,15 @@ def run_shard(sweep: Sweep, shard: int, identity: str) -> None:
     """Train one shard of a sweep that another process began.
 
     Raises:
-        StudyError: if the plan differs from the one that started the sweep, as with another version of this package.
+        StudyError: if the plan differs from the one that started the sweep, as with another version of this package, or
+            if this host does not see the sweep's folder.
     """
     if sweep.planned.identity != identity:
         raise StudyError(
             f"{sweep.folder}: this host's plan differs from the one that started the sweep; "
             "check that package versions match"
         )
+    sweep.check_shared()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)
         sweep.train(lambda progress: None, shard)

@@ -7,6 +7,7 @@ locks, only that no chunk is trained twice: training a chunk again gives the sam
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -119,6 +120,14 @@ class Sweep:
         """Return the identity of the plan that the folder belongs to, or None if it is unknown."""
         identity = records.read_plan(self.folder).get("identity")
         return None if identity is None else str(identity)
+
+    def check_shared(self) -> None:
+        """Raise StudyError unless this host sees the folder in which another process began this sweep."""
+        if self._before() != self.planned.identity:
+            raise StudyError(
+                f"{self.folder}: host {socket.gethostname()} does not see the sweep in this folder; it must be on a "
+                "file system that all hosts share"
+            )
 
     def _notes(self) -> Iterator[str]:
         for name, problem in self.parts.problems.items():
