@@ -227,3 +227,11 @@ def test_a_silent_holder_of_a_kernel_lock_is_named(
         err,
     ), err
     held.release()
+
+
+def test_all_files_are_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    lock = Locks(tmp_path / "sweep").claim("")
+    assert lock is not None
+    assert {path.name for path in tmp_path.rglob("*")} == {"sweep", ".lock", ".holder"}
+    lock.release()

@@ -79,12 +79,13 @@ class Lock:
     """One lock, held or not.
 
     Args:
-        path: of its files, without the ends of their names.
+        folder: of its files.
+        name: of its files, without their ends; may be empty.
         flock: whether the file system has kernel locks.
     """
 
-    def __init__(self, path: Path, *, flock: bool) -> None:
-        self.files = [path.with_name(path.name + end) for end in (FLOCK, HOLDER)]
+    def __init__(self, folder: Path, name: str, *, flock: bool) -> None:
+        self.files = [folder / f"{name}{end}" for end in (FLOCK, HOLDER)]
         # Released by the thread that writes the part, not by the one that trains.
         self._kernel = FileLock(self.files[0], thread_local=False) if flock else None
         self._over = threading.Event()
@@ -176,7 +177,7 @@ class Locks:
 
     def lock(self, name: str) -> Lock:
         """Return the lock of a name."""
-        return Lock(self.folder / name, flock=self._flock)
+        return Lock(self.folder, name, flock=self._flock)
 
     def claim(self, name: str) -> Lock | None:
         """Return a lock, taken, or None if another process holds it."""

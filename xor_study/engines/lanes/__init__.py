@@ -8,7 +8,6 @@ block nor on the number of threads, since no operation crosses lanes.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ from xor_study.engines.lanes.blocks import Group, groups
 from xor_study.engines.lanes.llvm import LANES, Loop, NotCompilable
 from xor_study.engines.lanes.loops import forget, kernel, program_of, traced
 from xor_study.engines.lanes.native import Kernel
+from xor_study.engines.lanes.processors import cores
 from xor_study.training.cohorts import Cohort
 from xor_study.training.outcome import Detail, Trained
 
@@ -90,12 +90,6 @@ def train(
             # After an error or an interrupt the threads must return, for the pool waits for them.
             stop.set()
             pool.shutdown(cancel_futures=True)
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    # macOS and Windows have no affinity.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _compiled(
