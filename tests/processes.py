@@ -1,5 +1,6 @@
 """Commands in processes of their own that start at once: forked from one that has imported everything."""
 
+import fcntl
 import multiprocessing
 import os
 import resource
@@ -24,7 +25,13 @@ RUNS_OF_A_BATCH = 16
 
 
 def _main(
-    arguments: Sequence[str], folder: Path, name: str, most_runs: int | None, largest_file: int | None, clock: float
+    arguments: Sequence[str],
+    folder: Path,
+    name: str,
+    most_runs: int | None,
+    largest_file: int | None,
+    clock: float,
+    flock: int | None,
 ) -> None:
     """Run the command line in a folder, its output in files; for the arguments see `start`."""
     os.chdir(folder)
@@ -36,6 +43,12 @@ def _main(
         batches.MOST_RUNS = most_runs
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+    if flock is not None:
+
+        def refuse(*given: object) -> None:
+            raise OSError(flock, os.strerror(flock))
+
+        fcntl.flock = refuse
     now = time.time
     time.time = lambda: now() + clock
     sys.argv = ["xor-study", *arguments]
@@ -75,6 +88,7 @@ def start(
     most_runs: int | None = RUNS_OF_A_BATCH,
     largest_file: int | None = None,
     clock: float = 0,
+    flock: int | None = None,
 ) -> Command:
     """Start a command line in a folder.
 
@@ -85,8 +99,9 @@ def start(
         most_runs: of a batch; None for as many as usual.
         largest_file: that it can write, in bytes.
         clock: seconds by which the time of day is wrong.
+        flock: the error's number with which the file system answers to it.
     """
-    process = CONTEXT.Process(target=_main, args=(arguments, folder, name, most_runs, largest_file, clock))
+    process = CONTEXT.Process(target=_main, args=(arguments, folder, name, most_runs, largest_file, clock, flock))
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # where the server, once started, looks for `preloaded`
         process.start()

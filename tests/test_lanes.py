@@ -1,6 +1,7 @@
 """The lanes engine: functions within their error bounds, programs simplified exactly, every combination, the cache."""
 
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.func import functional_call, grad_and_value
 from xor_study import RunSpec, StudyError, XORNetwork, train
 from xor_study.analysis.statistics import paired
 from xor_study.engines import lanes, vmap
-from xor_study.engines.lanes import native
+from xor_study.engines.lanes import cores, native, processors
 from xor_study.engines.lanes.functions import EXPANSIONS
 from xor_study.engines.lanes.llvm import LANES, Loop, NotCompilable, empty, lowered, text
 from xor_study.engines.lanes.native import Kernel
@@ -384,3 +385,38 @@ def test_an_empty_variable_turns_the_cache_off(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv(native.CACHE_VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert native.cache_folder() == Path("/somewhere/xor_study")
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "max 100000"}, 8),
+        ("0::/", {"cpu.max": "250000 100000"}, 3),
+        ("0::/a/b", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "400000 100000"}, 2),
+        ("0::/a/b", {"a/cpu.max": "max 100000", "a/b/cpu.max": "400000 100000"}, 4),
+        ("0::/of/the/host", {"cpu.max": "50000 100000"}, 1),
+        ("0::/a", {"a/cpu.max": "6400000 100000"}, 8),
+        ("5:cpu,cpuacct:/a\n3:memory:/a", {"cpu,cpuacct/a": (300000, 100000), "memory/a": (1, 1)}, 3),
+        ("5:cpu,cpuacct:/a/b", {"cpu,cpuacct/a": (200000, 100000), "cpu,cpuacct/a/b": (-1, 100000)}, 2),
+        ("0::/\n5:cpu:/", {"cpu": (100000, 100000)}, 1),
+        ("nonsense", {}, 8),
+    ],
+)
+def test_a_quota_counts_as_cores(
+    own: str, files: dict[str, str | tuple[int, int]], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The smallest of a group and those above it counts."""
+    (tmp_path / "own").write_text(own + "\n")
+    for name, content in files.items():
+        path = tmp_path / "cgroup" / name
+        if isinstance(content, str):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content + "\n")
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            for kind, value in zip(("quota", "period"), content, strict=True):
+                (path / f"cpu.cfs_{kind}_us").write_text(f"{value}\n")
+    monkeypatch.setattr(processors, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(processors, "OWN", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert cores() == expected

@@ -5,6 +5,7 @@ import os
 import pickle
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,11 +14,14 @@ from typing import Any
 
 import processes
 import pytest
+import submitit
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 
 from xor_study import RunSpec, run
 from xor_study.engines.results import Progress
+from xor_study.sweeps import runner
+from xor_study.sweeps.process import Process
 from xor_study.sweeps.sweep import Sweep
 from xor_study.training.table import table_of
 
@@ -182,3 +186,140 @@ def test_a_job_that_fails_is_named(
         "error: shard 1 of 4 did not finish; shard 1 of 4: far/away: Input/output error; "
         f"60 of 80 runs are kept in sweep; to resume: {shlex.join(sys.argv)}\n"
     )
+
+
+def processes_below(pid: int) -> set[int]:
+    """Return the processes that are children of another by any way."""
+    every = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return {other for other in every if pid in Process.of(other).ancestors}
+
+
+@pytest.mark.parametrize(("launcher", "shards"), [("joblib", 1), ("joblib", 2), ("submitit_local", 2)])
+def test_workers_end_with_a_driver_that_is_killed(launcher: str, shards: int, tmp_path: Path) -> None:
+    arguments = [*LONGER, "hydra.sweep.dir=sweep", f"shards={shards}"]
+    process = popen(tmp_path, *arguments, f"hydra/launcher={launcher}")
+    while not list((tmp_path / "sweep/parts").glob("*.npz")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    below = [Process.of(pid) for pid in processes_below(process.pid)]
+    assert len(below) >= 2
+    process.kill()
+    process.wait()
+    while any(worker.state != "dead" for worker in below):
+        time.sleep(0.1)
+    kept = len(list((tmp_path / "sweep/parts").glob("*.npz")))
+    assert kept < 24 / shards
+    process.communicate()
+    resumed = processes.start([*LONGER, "hydra.sweep.dir=sweep"], tmp_path)
+    assert (resumed.wait(), resumed.err) == (0, "")
+    assert processes.start([*LONGER, "hydra.sweep.dir=undisturbed"], tmp_path).wait() == 0
+    assert same(tmp_path / "sweep", tmp_path / "undisturbed")
+
+
+def test_a_job_that_does_not_see_the_folder_says_so_and_makes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a host that lacks the shared file system: the job's folder is another one."""
+    run_shard = runner.run_shard
+
+    def elsewhere(sweep: Sweep, shard: int, identity: str) -> None:
+        sweep.folder = tmp_path / "not_shared/sweep"
+        run_shard(sweep, shard, identity)
+
+    monkeypatch.setattr(runner, "run_shard", elsewhere)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["xor-study", *STUDY, "hydra.sweep.dir=sweep", "shards=1"])
+    with pytest.raises(SystemExit, match="1"):
+        run.main()
+    assert capsys.readouterr().err == (
+        f"error: shard 0 of 1 did not finish; shard 0 of 1: {tmp_path}/not_shared/sweep: host {socket.gethostname()} "
+        "does not see the sweep in this folder; it must be on a file system that all hosts share; "
+        f"0 of 80 runs are kept in sweep; to resume: {shlex.join(sys.argv)}\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
+
+
+SBATCH = """\
+#!{python}
+import os, re, subprocess, sys
+from pathlib import Path
+text = Path(sys.argv[1]).read_text()
+array = re.search(r"--array=.?0-(\\d+)", text)
+states = dict(entry.split("=") for entry in os.environ["FAKE_STATES"].split())
+for task in range(int(array[1]) + 1 if array else 1):
+    name = f"77_{{task}}" if array else "77"
+    environment = os.environ | {{"SLURM_JOB_ID": "77", "SLURM_NTASKS": "1"}}
+    if array:
+        environment |= {{"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": str(task)}}
+    state = states.get(str(task), "COMPLETED")
+    if state == "COMPLETED":
+        null = subprocess.DEVNULL  # submitit reads until both streams are closed
+        subprocess.Popen(["bash", "-c", text], env=environment, stdout=null, stderr=null, start_new_session=True)
+    with Path(os.environ["FAKE_SLURM"], "states").open("a") as stream:
+        stream.write(f"{{name}}|{{'RUNNING' if state == 'COMPLETED' else state}}|node7\\n")
+print("Submitted batch job 77")
+"""
+
+SRUN = """\
+#!{python}
+import os, subprocess, sys
+from pathlib import Path
+words = sys.argv[1:]
+name = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ["SLURM_JOB_ID"])
+name += "_" + os.environ["SLURM_ARRAY_TASK_ID"] if "SLURM_ARRAY_TASK_ID" in os.environ else ""
+out, err = (words[words.index(flag) + 1] for flag in ("--output", "--error"))
+paths = [Path(path.replace("%A_%a", name).replace("%j", name).replace("%t", "0")) for path in (out, err)]
+paths[0].parent.mkdir(exist_ok=True)
+streams = [path.open("a") for path in paths]
+sys.exit(subprocess.call(words[words.index("--error") + 2:], stdout=streams[0], stderr=streams[1]))
+"""
+
+SACCT = """\
+#!/bin/sh
+echo "JobID|State|NodeList"
+cat "$FAKE_SLURM/states"
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of SLURM's commands, which run jobs here and report for the others the states in FAKE_STATES."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("sacct", SACCT)):
+        (folder / name).write_text(text.format(python=sys.executable) if "{python}" in text else text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setenv("FAKE_SLURM", str(folder))
+    monkeypatch.setattr(submitit.core.core.Job, "_results_timeout_s", 0)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def on_slurm(monkeypatch: pytest.MonkeyPatch, states: str, shards: int) -> None:
+    monkeypatch.setenv("FAKE_STATES", states)
+    arguments = [*STUDY, "hydra.sweep.dir=sweep", f"shards={shards}", "hydra/launcher=submitit_slurm"]
+    monkeypatch.setattr(sys, "argv", ["xor-study", *arguments])
+    run.main()
+
+
+def test_slurm_makes_the_same_table(slurm: Path, reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_slurm(monkeypatch, "", 2)
+    assert same(Path("sweep"), reference)
+
+
+def test_a_job_that_slurm_ended_is_named_with_its_state(
+    slurm: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        on_slurm(monkeypatch, "0=OUT_OF_MEMORY 2=TIMEOUT", 3)
+    folder = Path("sweep").absolute() / ".submitit"
+    assert capsys.readouterr().err == (
+        "error: shards 0 and 2 of 3 did not finish; "
+        f"shard 0 of 3: SLURM job 77_0: OUT_OF_MEMORY, see {folder}/77_0/77_0_0_log.err; "
+        f"shard 2 of 3: SLURM job 77_2: TIMEOUT, see {folder}/77_2/77_2_0_log.err; "
+        f"27 of 80 runs are kept in sweep; to resume: {shlex.join(sys.argv)}\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["xor-study", *STUDY, "hydra.sweep.dir=sweep"])
+    run.main()
+    assert same(Path("sweep"), reference)

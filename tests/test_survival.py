@@ -105,6 +105,31 @@ def test_interrupted(count: int, reference: tuple[Path, float], tmp_path: Path) 
     assert f"{kept} of {RUNS} runs are already done" in finish(tmp_path, reference[0]).out
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2])
+def test_asked_to_end(number: signal.Signals, reference: tuple[Path, float], tmp_path: Path) -> None:
+    command = start(HERE, tmp_path)
+    wait_for_parts(command, 1)
+    assert command.process.pid is not None
+    os.kill(command.process.pid, number)
+    assert command.wait() == 128 + number
+    kept = finished(tmp_path) * RUNS_OF_A_BATCH
+    again = shlex.join(["xor-study", *HERE])
+    told = f"interrupted by {number.name}; {kept} of {RUNS} runs are kept in sweep; to resume: {again}\n"
+    assert command.err == told
+    finish(tmp_path, reference[0])
+
+
+def test_a_single_run_asked_to_end(tmp_path: Path) -> None:
+    command = start(["epochs=100000", "hydra.run.dir=run"], tmp_path)
+    while not (tmp_path / "run").exists():
+        assert command.process.is_alive(), command.err
+        time.sleep(0.01)
+    assert command.process.pid is not None
+    os.kill(command.process.pid, signal.SIGTERM)
+    assert command.wait() == 128 + signal.SIGTERM
+    assert command.err == "interrupted by SIGTERM; no results were written\n"
+
+
 def test_interrupted_while_it_waits_for_another(reference: tuple[Path, float], tmp_path: Path) -> None:
     """One stands still and has batches claimed; the other does all the rest, waits for these, and is interrupted."""
     one = start(HERE, tmp_path, name="one")

@@ -17,6 +17,23 @@ class StudyError(ValueError):
     """Something a user asked for cannot be done; the message is one line that says what and what is allowed."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """The process was asked to end; the message, if any, is one line.
+
+    Args:
+        *message: as of any exception.
+        number: of the signal that asked.
+    """
+
+    def __init__(self, *message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(*message)
+        self.number = number
+
+
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR2") if hasattr(signal, name)]
+"""Signals by which a shell, a terminal that is closed, and schedulers ask a process to end."""
+
+
 class UnknownNameError(StudyError, KeyError):
     """A catalogue has no entry of that name; the message lists those it has."""
 
@@ -85,12 +102,13 @@ class Parser(argparse.ArgumentParser):
 def in_one_line(*expected: type[Exception]) -> Iterator[None]:
     """End the process with one line if what is done within can't be done.
 
-    The exit code is 1 after a StudyError, an OSError or one of those expected, 130 after an interruption, and 141, as
-    of a process that the signal ends, if nobody reads the output any more.
+    The exit code is 1 after a StudyError, an OSError or one of those expected, 128 + n after an interruption by signal
+    n, as of a process that the signal ends, and likewise 141 if nobody reads the output any more.
     """
     try:
         try:
-            yield
+            with _interrupted_by(ENDING):
+                yield
         except SystemExit:
             sys.stdout.flush()
             raise
@@ -102,37 +120,69 @@ def in_one_line(*expected: type[Exception]) -> Iterator[None]:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as interrupted:
-        print(interrupted if interrupted.args else "interrupted; no results were written", file=sys.stderr)
-        sys.exit(130)
+        number = signal_of(interrupted)
+        print(interrupted if interrupted.args else f"{interruption(number)}; no results were written", file=sys.stderr)
+        sys.exit(128 + number)
+
+
+def signal_of(interrupted: KeyboardInterrupt) -> int:
+    """Return the number of the signal that interrupted a process."""
+    return interrupted.number if isinstance(interrupted, Interrupted) else signal.SIGINT
+
+
+def interruption(number: int) -> str:
+    """Return the beginning of a message on a process that a signal has interrupted."""
+    return "interrupted" if number == signal.SIGINT else f"interrupted by {signal.Signals(number).name}"
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise Interrupted(number=number)
+
+
+@contextmanager
+def _interrupted_by(numbers: Iterable[int]) -> Iterator[None]:
+    """Raise Interrupted on some signals, except those that are ignored or have a handler already."""
+    main = threading.current_thread() is threading.main_thread()
+    taken = [number for number in numbers if main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
 def interrupts_held() -> Iterator[Callable[[], None]]:
-    """Hold keyboard interrupts back, and provide what raises one that came, to be called where that is safe.
+    """Hold interruptions back, and provide what raises one that came, to be called where that is safe.
 
     One that is raised between any two instructions gets lost where a finalizer or C code drops it, and then the work
     goes on. A second one is raised at once. Nothing changes outside the main thread, or where the application has a
     handler of its own.
     """
-    came = False
+    came = 0
 
     def hold(number: int, frame: object) -> None:
         nonlocal came
         if came:
-            raise KeyboardInterrupt
-        came = True
+            raise Interrupted(number=number)
+        came = number
 
     def check() -> None:
         if came:
-            raise KeyboardInterrupt
+            raise Interrupted(number=came)
 
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if threading.current_thread() is not threading.main_thread() or not usual:
-        yield check
-        return
-    signal.signal(signal.SIGINT, hold)
+    usual = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
+        ours = (signal.default_int_handler, _interrupt)
+        usual = {number: handler for number, handler in handlers.items() if handler in ours}
+    for number in usual:
+        signal.signal(number, hold)
     try:
         yield check
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in usual.items():
+            signal.signal(number, handler)
     check()

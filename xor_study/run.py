@@ -7,6 +7,8 @@ The first word may name a command; all else is for the Hydra application. Nothin
 from __future__ import annotations
 
 import gc
+import io
+import os
 import pkgutil
 import re
 import shlex
@@ -20,6 +22,7 @@ from xor_study.errors import StudyError, in_one_line, show, suggestion
 COMMANDS = {
     "show": "xor_study.sweeps.commands:show_main",
     "compare": "xor_study.sweeps.commands:compare_main",
+    "unlock": "xor_study.sweeps.commands:unlock_main",
     "figures": "xor_study.study.drawing:main",
     "postmortem": "xor_study.postmortem.cli:main",
     "reproduce": "xor_study.reproduce:main",
@@ -45,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if word == AUTOPSY:
         autopsy(given[1:])
         return
+    _mend_streams()
     with in_one_line(), _collector_paused():
         if word in COMMANDS:
             pkgutil.resolve_name(COMMANDS[word])(given[1:])
@@ -62,6 +66,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from xor_study.sweeps import application
 
             application.main(given)
+
+
+def _mend_streams() -> None:
+    """Open those of the standard streams that are closed, and let a console of any encoding show any text."""
+    # A file that is opened later would get the number of a closed stream, and with it all that is printed.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115  # as long as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def autopsy(arguments: Sequence[str]) -> None:

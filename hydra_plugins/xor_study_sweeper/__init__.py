@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -19,6 +22,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from xor_study.errors import one_line
+
+if TYPE_CHECKING:
+    from xor_study.sweeps.process import Process
 
 # Hydra imports all plugins to complete a word or to list launchers: what trains is imported by who trains.
 
@@ -53,20 +59,72 @@ class XORStudySweeper(Sweeper):
 
     def _launch(self, arguments: list[str], shards: int, folder: Path, identity: str) -> list[str]:
         """Train the shards of a sweep in jobs of the launcher; return what was wrong with which, as lines."""
+        from xor_study.sweeps.process import Process
+
         assert self.hydra_context is not None
         assert self.config is not None
         loader, name = self.hydra_context.config_loader, self.config.hydra.job.config_name
-        task = partial(_shard, loader, arguments, name, str(folder.absolute()), shards, identity)
+        driver = Process.of(os.getpid())
+        task = partial(_shard, loader, arguments, name, str(folder.absolute()), shards, identity, driver)
         callbacks = Callbacks()
         callbacks.callbacks = [_Slim(), *self.hydra_context.callbacks.callbacks]
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=HydraContext(loader, callbacks), task_function=task, config=self.config
         )
+        _join_cluster(launcher)
+        before = set(_submitted(self.config.hydra.launcher))
         try:
-            jobs = launcher.launch([["hydra.sweep.subdir=."]] * shards, initial_job_idx=0)
+            # Without a folder of its own: Hydra would make it where the sweep's folder is not shared.
+            jobs = launcher.launch([["hydra.sweep.dir=.", "hydra.sweep.subdir=."]] * shards, initial_job_idx=0)
         except Exception as error:  # whatever a launcher raises for a lost job; the parts show what is missing
-            return [one_line(error)]
-        return [f"shard {at} of {shards}: {_problem(job)}" for at, job in enumerate(jobs) if _problem(job)]
+            submitted = [path for path in _submitted(self.config.hydra.launcher) if path not in before]
+            return _of_slurm(self.config.hydra.launcher, submitted) or [one_line(error)]
+        return _problems(jobs)
+
+
+def _problems(jobs: Sequence[JobReturn | str]) -> list[str]:
+    """Return what was wrong with which job of a sweep, as lines."""
+    reasons = [job if isinstance(job, str) else _problem(job) for job in jobs]
+    return [f"shard {at} of {len(jobs)}: {reason}" for at, reason in enumerate(reasons) if reason]
+
+
+def _join_cluster(launcher: Any) -> None:
+    """Take a setting out of hydra-ray-launcher that Ray refuses when it joins a running cluster."""
+    init = getattr(getattr(launcher, "ray_cfg", None), "init", None)
+    if init is not None and (init.get("address") or os.environ.get("RAY_ADDRESS")):
+        init.setdefault("object_store_memory", None)
+
+
+def _submitted(launcher: DictConfig) -> list[Path]:
+    """Return the files of submitit's jobs, in the order of their numbers."""
+    folder = launcher.get("submitit_folder")
+    if folder is None:
+        return []
+    from submitit.core.utils import JobPaths
+
+    files = JobPaths.get_first_id_independent_folder(folder).glob("**/*_submitted.pkl")
+    return sorted(files, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
+
+
+def _of_slurm(launcher: DictConfig, submitted: Sequence[Path]) -> list[str]:
+    """Return what was wrong with the jobs of an array on SLURM, once all have ended.
+
+    Hydra's launcher raises what was wrong with one of them, while others may still run, and without its state.
+    """
+    if not launcher._target_.endswith("SlurmLauncher"):
+        return []
+    from submitit import SlurmJob
+
+    reasons: list[JobReturn | str] = []
+    for path in submitted:
+        job: SlurmJob[JobReturn] = SlurmJob(launcher.submitit_folder, path.name.removesuffix("_submitted.pkl"))
+        job.wait()
+        if job.paths.result_pickle.exists():
+            error = job.exception()
+            reasons.append(job.result() if error is None else one_line(error))
+        else:
+            reasons.append(f"SLURM job {job.job_id}: {job.state}, see {job.paths.stderr}")
+    return _problems(reasons)
 
 
 class _Slim(Callback):
@@ -92,11 +150,14 @@ def _shard(
     folder: str,
     shards: int,
     identity: str,
+    driver: Process,
     config: DictConfig,
 ) -> None:
     """Train one shard of a sweep: what a launcher's job does, perhaps on another host. `config` says nothing of it."""
     from xor_study.sweeps import plan, runner
+    from xor_study.sweeps.process import end_with
 
+    end_with(driver)
     planned = plan.plan(loader, arguments, sweep=True, config_name=config_name)
     runner.run_shard(planned, Path(folder), shards, HydraConfig.get().job.num, identity)
 

@@ -150,6 +150,7 @@ def train_batches(
     device: str = "cpu",
     threads: int | None = None,
     advance: Callable[[int, pd.DataFrame | None], None],
+    begin: Callable[[Key], bool] = lambda key: True,
 ) -> Generator[tuple[Key, Measured], None, None]:
     """Train checked tables one after another, without a pause between them, and yield the measures of each.
 
@@ -160,6 +161,8 @@ def train_batches(
         threads: see `train`.
         advance: called with the number of steps made since the last call, summed over networks, and with the measures
             of runs that have finished, or None.
+        begin: called with a key right before its runs are trained, perhaps several times; returns whether to train
+            them.
 
     Yields:
         the key of a table and the measures of its runs, as soon as the last of them has finished.
@@ -174,7 +177,10 @@ def train_batches(
                 waiting[id(cohort)] = (cohort, key, collector)  # holds the cohort: another could get a free one's id
                 yield cohort
 
-    for name, part in _trained(feed(), engine, threads, Detail(), lambda steps: advance(steps, None)):
+    def start(cohort: Cohort) -> bool:
+        return begin(waiting[id(cohort)][1]) or waiting.pop(id(cohort)) is None
+
+    for name, part in _trained(feed(), engine, threads, Detail(), lambda steps: advance(steps, None), start):
         _, key, collector = waiting[id(part.cohort)]
         collector.add(name, part)
         advance(0, part.measures)
@@ -191,18 +197,23 @@ def train_function(engine: str) -> Callable[..., Iterator[Trained]]:
 
 
 def _trained(
-    cohorts: Iterable[Cohort], engine: str, threads: int | None, detail: Detail, progress: Callable[[int], None]
+    cohorts: Iterable[Cohort],
+    engine: str,
+    threads: int | None,
+    detail: Detail,
+    progress: Callable[[int], None],
+    begin: Callable[[Cohort], bool] | None = None,
 ) -> Iterator[tuple[str, Trained]]:
     """Yield trained runs, each with the name of the engine that trained them."""
     if engine not in (AUTO, "lanes"):
-        yield from ((engine, part) for part in train_function(engine)(cohorts, detail, progress))
+        begun = cohorts if begin is None else filter(begin, cohorts)
+        yield from ((engine, part) for part in train_function(engine)(begun, detail, progress))
         return
     refused: list[tuple[Cohort, NotCompilable]] = []
     refuse = None if engine == "lanes" else lambda cohort, error: refused.append((cohort, error))
-    for part in train_function("lanes")(cohorts, detail, progress, threads, refuse):
+    for part in train_function("lanes")(cohorts, detail, progress, threads, refuse, begin):
         yield "lanes", part
     if refused:
         runs = sum(len(cohort.rows) for cohort, _ in refused)
         warnings.warn(f"{refused[0][1]}; engine=vmap for {runs} runs", FallbackWarning, stacklevel=4)
-        for part in train_function("vmap")([cohort for cohort, _ in refused], detail, progress):
-            yield "vmap", part
+        yield from _trained([cohort for cohort, _ in refused], "vmap", None, detail, progress, begin)

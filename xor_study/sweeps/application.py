@@ -41,7 +41,7 @@ def main(given: Sequence[str]) -> None:
     Args:
         given: the arguments, flags and overrides in any order.
     """
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # makes Hydra raise its errors instead of printing them
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors instead of printing them
     with in_one_line(HydraException, OmegaConfBaseException, YAMLError):
         arguments = _parsed(given)
         _register()

@@ -1,4 +1,4 @@
-"""Commands that read sweeps: `xor-study show FOLDER` and `xor-study compare A B`."""
+"""Commands on the folders of sweeps: `xor-study show FOLDER`, `compare A B` and `unlock FOLDER`."""
 
 from __future__ import annotations
 
@@ -67,6 +67,20 @@ def _sides(folders: list[Path], others: list[Path] | None, *, alone: bool) -> tu
     if len(folders) == 1:
         raise StudyError("compare takes two folders, or one with --by KEY or --effects; see xor-study compare --help")
     raise StudyError(f"{len(folders)} folders: say which are compared, as in A B --with C, or --by KEY or --effects")
+
+
+def unlock_main(arguments: Sequence[str] | None = None) -> None:
+    """Run `xor-study unlock`."""
+    parser = Parser(
+        prog="xor-study unlock",
+        description="Show which processes hold batches of a sweep, and free those of processes that are dead, stopped, "
+        "or silent for a minute. Safe at any time: at worst a batch is trained twice, with the same results.",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the sweep")
+    parser.add_argument("--force", action="store_true", help="free also what running processes hold")
+    with in_one_line():
+        options = parser.parse_args(arguments)
+        unlock(options.folder, force=options.force)
 
 
 def _add_format(parser: Parser) -> None:
@@ -172,6 +186,35 @@ def compare(
     print(formats.comparison_table(found.table, form))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+
+
+def unlock(folder: Path, *, force: bool = False) -> None:
+    """Free the locks in a sweep's folder whose holders do nothing, and print one line for each lock.
+
+    Args:
+        folder: of the sweep.
+        force: whether to free the others too.
+
+    Raises:
+        StudyError: if the folder is not that of a sweep.
+    """
+    from xor_study.sweeps.locks import Locks
+
+    if not (folder / "parts").is_dir():
+        raise StudyError(f"{folder}: not the folder of a sweep (no parts)")
+    held = [("the folder", lock) for lock in Locks(folder).held().values()]
+    held += [(f"batch {name}", lock) for name, lock in Locks(folder / "parts").held().items()]
+    for name, lock in held:
+        holder = lock.holder()
+        if holder is None:  # given back in between
+            continue
+        freed = force or holder.state != "running"
+        if freed:
+            lock.free()
+        what = "freed" if freed else "kept; --force frees it, and then it may be trained twice, with the same results"
+        print(f"{name}: {holder}, {holder.begun}, {holder.state}: {what}")
+    if not held:
+        print(f"{folder}: nothing is locked")
 
 
 def runs_of(folder: Path) -> pd.DataFrame:

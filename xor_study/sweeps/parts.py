@@ -20,14 +20,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import BaseFileLock, FileLock, Timeout
 from numpy.typing import NDArray
 
 from xor_study.analysis.cells import CELL
 from xor_study.analysis.outcomes import Outcomes, cells_from_json, cells_to_json
 from xor_study.engines.results import Blocks, Measured, span
 from xor_study.errors import StudyError
-from xor_study.files import sweep_up, write_atomically
+from xor_study.files import write_atomically
 from xor_study.sweeps.chunks import Chunk
 from xor_study.training.outcome import NUMBERS, OUTCOMES
 from xor_study.training.spec import KEYS
@@ -378,22 +377,6 @@ class Parts:
                 if value != expected.get(key):
                     counts[f"{key}={value or 'unknown'}"] += int((known.rows_of_plan >= 0).sum())
         return {text: runs for text, runs in counts.items() if runs}
-
-    def claim(self, chunk: Chunk, seconds: float = 0) -> BaseFileLock | None:
-        """Return the lock of a chunk, or None if another process holds it for that long; a dead process holds none."""
-        # Released by the thread that writes the part, not by the one that trains.
-        lock = FileLock(self.path / f"{chunk.identity}.lock", thread_local=False)
-        try:
-            lock.acquire(timeout=seconds)
-        except Timeout:
-            return None
-        sweep_up(self.path, f".{chunk.identity}.")
-        return lock
-
-    def remove_locks(self) -> None:
-        """Remove the lock files once all runs are done: whoever still waits for one has nothing left to train."""
-        for path in self.path.glob("*.lock"):
-            path.unlink(missing_ok=True)
 
     def add(self, chunk: Chunk, rows: NDArray[np.intp], part: Part) -> None:
         """Save the part of a chunk, with the runs at `rows` of the plan."""

@@ -16,7 +16,7 @@ import torch
 
 from xor_study.engines import FallbackWarning, train_table
 from xor_study.engines.results import Result
-from xor_study.errors import StudyError, one_line
+from xor_study.errors import Interrupted, StudyError, interruption, one_line, signal_of
 from xor_study.files import write_atomically, write_table
 from xor_study.model.data import CORNERS
 from xor_study.model.losses import LOSSES
@@ -80,7 +80,7 @@ Launch = Callable[[Path, str], list[str]]
 """(folder, identity of the plan) -> what was wrong with which job, as lines."""
 
 
-class InterruptedSweep(KeyboardInterrupt):
+class InterruptedSweep(Interrupted):
     """A sweep was interrupted; the message says what is kept and how to resume."""
 
 
@@ -181,7 +181,8 @@ def _kept(sweep: Sweep, command: str) -> Iterator[None]:
     except (StudyError, OSError) as error:
         raise StudyError(f"{one_line(error)}; {kept()}") from error
     except KeyboardInterrupt as error:
-        raise InterruptedSweep(f"interrupted; {kept()}") from error
+        number = signal_of(error)
+        raise InterruptedSweep(f"{interruption(number)}; {kept()}", number=number) from error
 
 
 def _command(folder: Path) -> str:
@@ -203,7 +204,8 @@ def run_shard(planned: Plan, folder: Path, shards: int, shard: int, identity: st
         identity: of the runs of this round.
 
     Raises:
-        StudyError: if the plan differs from the one that started the sweep, as with another version of this package.
+        StudyError: if the plan differs from the one that started the sweep, as with another version of this package, or
+            if this host does not see the sweep's folder.
     """
     for sweep in rounds(planned, folder, shards):
         if sweep.planned.identity == identity:
@@ -214,6 +216,7 @@ def run_shard(planned: Plan, folder: Path, shards: int, shard: int, identity: st
                 f"{folder}: this host's plan differs from the one that started the sweep; "
                 "check that package versions match"
             )
+    sweep.check_shared()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)
         sweep.train(lambda progress: None, shard)

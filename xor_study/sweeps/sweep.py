@@ -7,12 +7,13 @@ locks, only that no chunk is trained twice: training a chunk again gives the sam
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import BaseFileLock, FileLock
 from numpy.typing import NDArray
 
 from xor_study.analysis.outcomes import Outcomes, cells_to_json
@@ -30,6 +30,7 @@ from xor_study.errors import StudyError, interrupts_held
 from xor_study.files import sweep_up
 from xor_study.sweeps import records
 from xor_study.sweeps.chunks import Chunk, Chunks, chunked
+from xor_study.sweeps.locks import Lock, Locks, wait_for
 from xor_study.sweeps.parts import NO_RUNS, Part, Parts, cells_of, outcomes
 from xor_study.sweeps.provenance import provenance
 from xor_study.sweeps.settings import FORMATS
@@ -41,17 +42,19 @@ MOST_WAITING = 2
 MOST_CELLS = 10**5
 """Whose settings are kept in `plan.json`, in the order of the plan."""
 
-CLAIM_SECONDS = 0.5
-"""How long to wait for another process's chunk before checking for an interruption."""
 
-
-@dataclass(frozen=True)
+@dataclass
 class _Claim:
-    """A chunk that this process trains: which of its runs are missing, and the lock that it holds."""
+    """A chunk that this process would train: which of its runs are missing, and its lock once that is decided.
+
+    Attributes:
+        begun: whether this process trains it; None as long as that is open.
+    """
 
     chunk: Chunk
     rows: NDArray[np.intp]
-    lock: BaseFileLock
+    lock: Lock | None = None
+    begun: bool | None = None
 
 
 @dataclass
@@ -79,11 +82,13 @@ class Sweep:
     plan_identity: str = ""
     planned: Chunks = field(init=False)
     parts: Parts = field(init=False)
+    _locks: Locks = field(init=False)
 
     def __post_init__(self) -> None:
         ids = run_ids(self.table).to_numpy().astype("S20")
         self.planned = chunked(self.table, ids, self.engine, self.device, self.shards)
         self.parts = Parts(self.folder, ids, {chunk.identity: chunk.rows for chunk in self.planned.all})
+        self._locks = Locks(self.parts.path)
 
     def begin(self, command: str, axes: Sequence[str], more: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
         """Claim the folder for this sweep, or resume the sweep in it, and return notes on its content.
@@ -126,6 +131,14 @@ class Sweep:
         identity = records.read_plan(self.folder).get("identity")
         return None if identity is None else str(identity)
 
+    def check_shared(self) -> None:
+        """Raise StudyError unless this host sees the folder in which another process began this sweep."""
+        if self._before() != self.identity:
+            raise StudyError(
+                f"{self.folder}: host {socket.gethostname()} does not see the sweep in this folder; it must be on a "
+                "file system that all hosts share"
+            )
+
     def _notes(self) -> Iterator[str]:
         for name, problem in self.parts.problems.items():
             if self.plan_identity and problem == NO_RUNS:
@@ -142,8 +155,16 @@ class Sweep:
     def _provenance(self) -> dict[str, str | None]:
         return {"device": self.device, **provenance()}
 
-    def _lock(self) -> BaseFileLock:
-        return FileLock(self.folder / ".lock")
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Hold the lock of the whole folder."""
+        lock = Locks(self.folder).lock("")
+        if not lock.acquire():
+            wait_for([lock], lock.acquire, "the folder, which another process is about to change", self.folder)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def chunks_of(self, shard: int | None = None) -> Sequence[Chunk]:
         """Return the chunks of a shard, which are dealt to the shards in turn, or all of them."""
@@ -180,10 +201,12 @@ class Sweep:
             follow(progress)
             check()
 
-        # First whatever no other process holds, without waiting; then what others have not finished, e.g. when killed.
+        # First whatever no other process holds; then, one by one, what others have not finished, e.g. when killed.
         with interrupts_held() as check:
-            others = self._train(own, advance, check, wait=False)
-            self._train(others, advance, check, wait=True)
+            while own := self._train(own, advance, check):
+                count = f"{len(own)} batch{'es' * (len(own) > 1)} that another process trains"
+                locks = [self._locks.lock(chunk.identity) for chunk in own]
+                wait_for(locks, partial(self._any_ready, own, check), count, self.folder)
 
     @contextlib.contextmanager
     def watched(self, follow: Callable[[Progress], None], seconds: float = 1.0) -> Iterator[None]:
@@ -221,16 +244,11 @@ class Sweep:
         return (self.table["epochs"] * self.table["iterations"]).to_numpy(np.int64)
 
     def _train(
-        self,
-        own: Sequence[Chunk],
-        advance: Callable[[int, pd.DataFrame | None], None],
-        check: Callable[[], None],
-        *,
-        wait: bool,
+        self, own: Sequence[Chunk], advance: Callable[[int, pd.DataFrame | None], None], check: Callable[[], None]
     ) -> list[Chunk]:
         """Train the missing runs of some chunks and return the chunks that other processes hold."""
         others: list[Chunk] = []
-        held: set[BaseFileLock] = set()
+        held: set[Lock] = set()
         made = self._provenance()
         with ThreadPoolExecutor(1) as writer:
             writing: deque[Future[None]] = deque()
@@ -240,17 +258,25 @@ class Sweep:
                 table = self.table.take(claim.rows)
                 part = Part.of(table, self.parts.run_ids[claim.rows], measured, made)
                 self.parts.add(claim.chunk, claim.rows, part)
+                assert claim.lock is not None
                 claim.lock.release()
                 held.discard(claim.lock)
+
+            def begin(claim: _Claim) -> bool:
+                if claim.begun is None:
+                    claim.begun = self._claim(claim, others)
+                    held.update([] if claim.lock is None else [claim.lock])
+                return claim.begun
 
             try:
                 for engine, members in groupby(own, key=lambda chunk: chunk.engine):
                     trained = train_batches(
-                        self._claimed(members, held, others, check, wait=wait),
+                        self._missing(members, check),
                         engine=AUTO if engine == "lanes" and self.engine == AUTO else engine,
                         device=self.device,
                         threads=self.threads if engine == "lanes" else None,
                         advance=advance,
+                        begin=begin,
                     )
                     # An interruption must also end the engine's threads, which a generator that is left open keeps.
                     with contextlib.closing(trained):
@@ -267,33 +293,39 @@ class Sweep:
                 raise error
         return others
 
-    def _claimed(
-        self,
-        own: Iterable[Chunk],
-        held: set[BaseFileLock],
-        others: list[Chunk],
-        check: Callable[[], None],
-        *,
-        wait: bool,
-    ) -> Iterator[tuple[_Claim, pd.DataFrame]]:
-        """Yield the missing runs of the chunks that this process can lock; add the other chunks to `others`."""
+    def _missing(self, own: Iterable[Chunk], check: Callable[[], None]) -> Iterator[tuple[_Claim, pd.DataFrame]]:
+        """Yield the missing runs of some chunks, which engines take some batches ahead of training."""
         for chunk in own:
-            if self.parts.done[chunk.rows].all():
-                continue
             check()
-            while (lock := self.parts.claim(chunk, CLAIM_SECONDS if wait else 0)) is None and wait:
-                check()
-            if lock is None:
-                others.append(chunk)
-                continue
-            held.add(lock)
-            self.parts.scan()  # another process may have finished it just now
             rows = chunk.rows[~self.parts.done[chunk.rows]]
             if len(rows):
-                yield _Claim(chunk, rows, lock), self.table.take(rows).reset_index(drop=True)
-            else:
-                lock.release()
-                held.discard(lock)
+                yield _Claim(chunk, rows), self.table.take(rows).reset_index(drop=True)
+
+    def _claim(self, claim: _Claim, others: list[Chunk]) -> bool:
+        """Lock a chunk if its runs are still missing; add it to `others` if another process holds it."""
+        lock = self._locks.claim(claim.chunk.identity)
+        if lock is None:
+            others.append(claim.chunk)
+            return False
+        self.parts.scan()  # another process may have finished it just now
+        if self.parts.done[claim.rows].all():
+            lock.release()
+            return False
+        sweep_up(self.parts.path, f".{claim.chunk.identity}.")
+        claim.lock = lock
+        return True
+
+    def _any_ready(self, chunks: Sequence[Chunk], check: Callable[[], None]) -> bool:
+        """Return whether one of some chunks is done, or free to be trained here."""
+        check()
+        self.parts.scan()
+        if any(self.parts.done[chunk.rows].all() for chunk in chunks):
+            return True
+        free = (self._locks.claim(chunk.identity) for chunk in chunks)
+        lock = next((lock for lock in free if lock is not None), None)
+        if lock is not None:
+            lock.release()
+        return lock is not None
 
     def merge(self, form: str = "csv") -> Outcomes:
         """Write the table of runs and `losses.npz` from the parts and return the runs' outcomes.
@@ -314,5 +346,5 @@ class Sweep:
                 sweep_up(self.folder, f".{name}.")
             records.write_merged(self.folder, self.table, self.parts.run_ids, merged, form)
             records.write_plan(self.folder, records.read_plan(self.folder) | {"parts": self.parts.used})
-            self.parts.remove_locks()
+            self._locks.remove()
         return outcomes(self.table, merged.rows)

@@ -23,6 +23,7 @@ usage: xor-study [KEY=VALUE ...]                 train one network
 
   show FOLDER          print the table of a sweep again (--figure: and draw it; --format latex, csv, ...)
   compare A B          compare the outcomes of two sweeps, paired by seed; in one: --by KEY, --effects
+  unlock FOLDER        free what dead or stopped processes hold in the folder of a sweep
   figures [FOLDER]     draw the figures of a sweep, or of the study
   autopsy SCRIPT       run any training script, and name the operation that first makes inf or NaN
   postmortem [K=V]     explain step by step why one run fails, and what prevents it

@@ -8,17 +8,17 @@ block nor on the number of threads, since no operation crosses lanes.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from xor_study.engines.lanes import native
 from xor_study.engines.lanes.blocks import Group, groups
 from xor_study.engines.lanes.llvm import LANES, Loop, NotCompilable
 from xor_study.engines.lanes.loops import forget, kernel, program_of, traced
 from xor_study.engines.lanes.native import Kernel
+from xor_study.engines.lanes.processors import cores
 from xor_study.training.cohorts import Cohort
 from xor_study.training.outcome import Detail, Trained
 
@@ -65,6 +65,7 @@ def train(
     progress: Callable[[int], None],
     threads: int | None = None,
     refuse: Callable[[Cohort, NotCompilable], None] | None = None,
+    begin: Callable[[Cohort], bool] | None = None,
 ) -> Iterator[Trained]:
     """Train runs and yield them, some blocks at a time.
 
@@ -74,6 +75,8 @@ def train(
         progress: called with the number of steps made since the last call, summed over networks.
         threads: number of threads; None for one on each core.
         refuse: called with each cohort that can't be compiled, which is then left out.
+        begin: called with each cohort when a thread is free to train it, at most one ahead of what has been trained;
+            returns whether to.
 
     Raises:
         NotCompilable: if a cohort can't be compiled and `refuse` is None.
@@ -81,19 +84,12 @@ def train(
     workers, stop = threads or cores(), threading.Event()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            yield from _pipeline(
-                _compiled(cohorts, detail, pool, workers, refuse), detail, progress, pool, workers, stop
-            )
+            compiled = _compiled(cohorts, detail, pool, workers, refuse)
+            yield from _pipeline(compiled, detail, progress, pool, workers, stop, begin)
         finally:
             # After an error or an interrupt the threads must return, for the pool waits for them.
             stop.set()
             pool.shutdown(cancel_futures=True)
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    # macOS and Windows have no affinity.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _compiled(
@@ -129,26 +125,39 @@ def _pipeline(
     pool: ThreadPoolExecutor,
     workers: int,
     stop: threading.Event,
+    begin: Callable[[Cohort], bool] | None,
 ) -> Iterator[Trained]:
     """Yield the runs of each group of blocks; the pool trains it while the next is traced, compiled and laid out."""
     waiting: deque[tuple[Group, list[Future[None]]]] = deque()
     for cohort, loop, code in compiled:
-        for members in groups(cohort, loop, detail):
+        for index, members in enumerate(groups(cohort, loop, detail)):
             group = Group(cohort, loop, members, detail)
+            if begin is not None and index == 0:
+                _wait(waiting, workers - 1, progress)
+                if not begin(cohort):
+                    break
             waiting.append((group, [pool.submit(task, code, stop) for task in group.tasks(workers)]))
             if len(waiting) > 1:
-                yield _finished(*waiting.popleft(), progress)
-    for entry in waiting:
-        yield _finished(*entry, progress)
+                yield _finished(waiting, progress)
+    while waiting:
+        yield _finished(waiting, progress)
 
 
-def _finished(group: Group, tasks: list[Future[None]], progress: Callable[[int], None]) -> Trained:
-    """Wait for a group's tasks, report its progress meanwhile, and return its runs."""
-    pending = set(tasks)
-    while pending:
+def _finished(waiting: deque[tuple[Group, list[Future[None]]]], progress: Callable[[int], None]) -> Trained:
+    """Wait for the first group's tasks and return its runs."""
+    first = waiting.popleft()
+    _wait([first], 0, progress)
+    return first[0].trained()
+
+
+def _wait(waiting: Iterable[tuple[Group, list[Future[None]]]], left: int, progress: Callable[[int], None]) -> None:
+    """Wait until at most `left` tasks of some groups are not done, and report progress meanwhile."""
+    pending = {task for _, tasks in waiting for task in tasks}
+    while len(pending) > left:
         # The timeout is the interval of progress reports; an error of one task ends the wait for the others.
-        done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
+        until = FIRST_COMPLETED if left else FIRST_EXCEPTION
+        done, pending = wait(pending, timeout=0.2, return_when=until)
         for task in done:
             task.result()
-        progress(group.take_progress())
-    return group.trained()
+        for group, _ in waiting:
+            progress(group.take_progress())
