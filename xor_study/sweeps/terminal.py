@@ -31,6 +31,7 @@ from xor_study.analysis.power import detectable_difference, wilson_widths
 from xor_study.analysis.statistics import wilson
 from xor_study.engines import FallbackWarning
 from xor_study.engines.results import Progress, Result
+from xor_study.errors import typed
 from xor_study.model.data import CORNERS, TARGETS
 from xor_study.sweeps.chunks import Chunks, Estimate
 from xor_study.sweeps.plan import Plan
@@ -308,7 +309,7 @@ def _cells_table(
 
 
 def _text(value: Any) -> str:
-    return "" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
+    return "" if pd.isna(value) else typed(value)  # exactly: 0.3 and 0.30000000000000004 are two cells
 
 
 def _share(count: int, runs: int, colour: str, two_lines: bool) -> str:
