@@ -174,6 +174,7 @@ def test_what_hydra_reads_is_shown_as_it_was_typed(text: str) -> None:
         (["zip(lr=0.1,1; gain=1,2)", "lr=0.5"], "lr: given twice, in lr=0.5 and in zip"),
         (["zip(lr=0.1,1; gain=1,2)", "ofat(lr=3,4)"], "lr: given twice, in zip.* and in ofat"),
         (["ofat(lr=0.1,1)", "lr=1,2"], "lr: given twice"),
+        (["ofat(hidden=2,4; batch=16)", "batch=${hidden}"], "batch=.*hidden.*: refers to other values"),
         (["zip()"], r"zip\(\): has no axes"),
         (["zip(0.1,1)"], "0.1,1: must be key=value"),
         (["zip(engine=plain,vmap; lr=1,2)"], "engine has one value for the whole sweep"),

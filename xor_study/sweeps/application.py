@@ -47,7 +47,7 @@ def main(given: Sequence[str]) -> None:
         _register()
         flags = _without(given, arguments.overrides)
         # Hydra reads the command line again by itself, and only with all flags before all overrides.
-        sys.argv[1:] = [*flags, *map(axes.readable, _checked(arguments))]
+        sys.argv[1:] = [*flags, *_checked(arguments)]
         hydra.main(
             version_base=compose.VERSION_BASE, config_path=str(settings.CONFIG_DIR), config_name=compose.CONFIG_NAME
         )(_task)()
@@ -108,7 +108,7 @@ def _register() -> None:
 
 def _checked(arguments: argparse.Namespace) -> list[str]:
     """Check a command line that is to train something, before Hydra makes a folder for it; return Hydra's overrides."""
-    texts: list[str] = list(arguments.overrides)
+    texts = list(map(axes.readable, arguments.overrides))
     if arguments.hydra_help or arguments.info or arguments.shell_completion:
         return texts
     config_dir = Path(arguments.config_path or settings.CONFIG_DIR).absolute()

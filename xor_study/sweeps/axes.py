@@ -415,6 +415,7 @@ def _expanded(found: re.Match[str]) -> str:
 
 
 _MOST_SORTED = 1000
+_MOST_COMPARED = 10**5
 
 
 def range_note(override: Override) -> str | None:
@@ -426,7 +427,7 @@ def range_note(override: Override) -> str | None:
     if isinstance(ours, range):
         return None
     theirs = FloatRange(given.start, given.stop, given.step)  # type: ignore[arg-type]
-    pairs = enumerate(itertools.islice(itertools.zip_longest(ours, theirs), MOST_VALUES), 1)
+    pairs = enumerate(itertools.islice(itertools.zip_longest(ours, theirs), _MOST_COMPARED), 1)
     at, (own, other) = next((found for found in pairs if found[1][0] != found[1][1]), (0, (None, None)))
     if not at:
         return None

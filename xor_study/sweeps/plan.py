@@ -405,7 +405,10 @@ def _expand(
     rows = max((len(codes) for _, codes in axes.values()), default=1)
     columns: dict[str, Any] = {field: _filled(value, rows) for field, value in values.items()}
     given = {key: (levels, codes) for key, (levels, codes) in axes.items() if (codes >= 0).any()}
+    as_written = dict(leaves(config))
     for key, (levels, codes) in given.items():
+        if (codes < 0).any() and "${" in str(as_written.get(key)):
+            raise StudyError(f"{key}={as_written[key]}: refers to other values; give the value that ofat is to vary")
         if KEYS[key] not in values:
             group, _, name = key.partition(".")
             raise StudyError(no_parameter(group, str(values[group]), name))

@@ -79,7 +79,7 @@ def train(
         if value not in (False, (), None):
             raise StudyError(f"{name}: is not kept in a folder; leave out folder={str(folder)!r}")
     table = table_of([runs] if isinstance(runs, RunSpec) else runs)
-    return _in_folder(table, engine, device, threads, progress, Path(folder))
+    return _in_folder(table, engine, device, threads, progress, os.fspath(folder))
 
 
 def _in_folder(
@@ -88,7 +88,7 @@ def _in_folder(
     device: str,
     threads: int | None,
     progress: Callable[[Progress], None] | None,
-    folder: Path,
+    folder: str,
 ) -> Result:
     """Train what is missing of a checked table in a folder, and return all of it from there."""
     engines.check_device(device)
@@ -97,8 +97,8 @@ def _in_folder(
     distinct = table[~ids.duplicated()].reset_index(drop=True)
     if engine == "lanes":
         engines.check_compilable(distinct, device)
-    records.check_folder("folder", str(folder), sweep=True)
-    sweep = Sweep(distinct, engine, device, threads, folder)
+    records.check_folder("folder", folder, sweep=True)
+    sweep = Sweep(distinct, engine, device, threads, Path(folder))
     sweep.begin("", [])
     sweep.train(progress or (lambda done: None))
     sweep.parts.scan()
