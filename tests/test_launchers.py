@@ -59,16 +59,13 @@ def same(folder: Path, other: Path) -> bool:
     return all((folder / name).read_bytes() == (other / name).read_bytes() for name in FILES)
 
 
-RAY = pytest.param(
-    "ray",
-    marks=pytest.mark.skipif(
-        importlib.util.find_spec("ray") is None or importlib.util.find_spec("hydra_plugins.hydra_ray_launcher") is None,
-        reason="ray is not installed: pip install -e '.[ray]'",
-    ),
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None or importlib.util.find_spec("hydra_plugins.hydra_ray_launcher") is None,
+    reason="ray is not installed: pip install -c constraints.txt -e '.[ray]'",
 )
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local", RAY])
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local", pytest.param("ray", marks=needs_ray)])
 def test_a_launcher_makes_the_same_table(launcher: str, reference: Path, tmp_path: Path) -> None:
     shards = 3 if launcher == "basic" else 2  # each of submitit's is a Python that imports everything
     arguments = ["hydra.sweep.dir=sweep", f"shards={shards}", f"hydra/launcher={launcher}"]
@@ -323,3 +320,29 @@ def test_a_job_that_slurm_ended_is_named_with_its_state(
     monkeypatch.setattr(sys, "argv", ["xor-study", *STUDY, "hydra.sweep.dir=sweep"])
     run.main()
     assert same(Path("sweep"), reference)
+
+
+@needs_ray
+def test_a_ray_cluster_that_loses_a_node(tmp_path: Path) -> None:
+    """Ray starts the lost job again, on the node that is left; if it does not, the same command resumes."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    node = cluster.add_node(num_cpus=1)
+    address = f"hydra.launcher.ray.init.address={cluster.address}"
+    arguments = [*LONGER, "hydra.sweep.dir=sweep", "shards=2", "hydra/launcher=ray", address]
+    try:
+        process = popen(tmp_path, *arguments)
+        while not list((tmp_path / "sweep/parts").glob("*.npz")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        cluster.remove_node(node, allow_graceful=False)
+        _, err = process.communicate(timeout=180)
+        assert "Traceback" not in err
+        if process.returncode:
+            assert "24 runs are kept in sweep; to resume: " in err
+            assert processes.start([*LONGER, "hydra.sweep.dir=sweep"], tmp_path).wait() == 0
+    finally:
+        cluster.shutdown()
+    assert processes.start([*LONGER, "hydra.sweep.dir=undisturbed"], tmp_path).wait() == 0
+    assert same(tmp_path / "sweep", tmp_path / "undisturbed")

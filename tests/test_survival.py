@@ -64,7 +64,7 @@ NONE = {"lost": 0, "doubled": 0, "wrong": 0}
 def finish(folder: Path, reference: Path) -> Command:
     """Give the same command again, and see that it ends as if nothing had happened."""
     command = start(HERE, folder, name="again")
-    assert (command.wait(), command.err) == (0, "")
+    assert (command.wait(), command.complaints) == (0, "")
     assert wrongs(folder / "sweep", reference) == NONE
     return command
 
@@ -146,13 +146,13 @@ def test_interrupted_while_it_waits_for_another(reference: tuple[Path, float], t
         assert two.wait() == 130
     finally:
         os.kill(one.process.pid, signal.SIGCONT)
-    assert (one.wait(), one.err) == (0, "")
+    assert (one.wait(), one.complaints) == (0, "")
     assert wrongs(tmp_path / "sweep", reference[0]) == NONE
 
 
 def test_two_processes_share_a_folder(reference: tuple[Path, float], tmp_path: Path) -> None:
     commands = [start(HERE, tmp_path, name=name) for name in ("one", "two")]
-    assert [(command.wait(), command.err) for command in commands] == [(0, ""), (0, "")]
+    assert [(command.wait(), command.complaints) for command in commands] == [(0, ""), (0, "")]
     assert wrongs(tmp_path / "sweep", reference[0]) == NONE
     assert finished(tmp_path) == RUNS / RUNS_OF_A_BATCH
 
