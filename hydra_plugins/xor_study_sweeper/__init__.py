@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,21 @@ from xor_study.errors import one_line
 
 
 class XORStudySweeper(Sweeper):
-    """Plan all runs of a sweep, check them, then train what is missing: here, or in jobs of Hydra's launcher."""
+    """Plan all runs of a sweep, check them, then train what is missing: here, or in jobs of Hydra's launcher.
+
+    Args:
+        params: overrides that the sweep begins with, as of Hydra's basic sweeper: {"lr": "0.1,1"}.
+    """
+
+    def __init__(self, params: Mapping[str, Any] | None = None) -> None:
+        self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Remember what `sweep` needs."""
-        self.hydra_context, self.config = hydra_context, config
+        from xor_study.sweeps import loading
+
+        loader = loading.with_folders(hydra_context.config_loader, loading.strings(config.hydra.searchpath))
+        self.hydra_context, self.config = HydraContext(loader, hydra_context.callbacks), config
 
     def sweep(self, arguments: list[str]) -> Any:
         """Train all runs that the overrides in `arguments` describe.
@@ -36,11 +47,12 @@ class XORStudySweeper(Sweeper):
         Raises:
             StudyError: if any of them can't be done; nothing is written then.
         """
-        from xor_study.sweeps import plan, records, runner
+        from xor_study.sweeps import overrides, plan, records, runner
 
         assert self.hydra_context is not None
         assert self.config is not None
         hydra, loader = self.config.hydra, self.hydra_context.config_loader
+        arguments = overrides.with_params(self.params, arguments)
         planned = plan.plan(loader, arguments, sweep=True, config_name=hydra.job.config_name)
         if planned.dry_run:
             runner.dry_run(planned)
@@ -106,6 +118,6 @@ def _shard(
 ConfigStore.instance().store(
     group="hydra/sweeper",
     name="xor_study",
-    node={"_target_": f"{__name__}.{XORStudySweeper.__name__}"},
+    node={"_target_": f"{__name__}.{XORStudySweeper.__name__}", "params": None},
     provider="xor_study",
 )

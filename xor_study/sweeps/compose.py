@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
@@ -18,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xor_study.errors import StudyError, one_line, show, suggestion
 from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from xor_study.sweeps.loading import PackagedSearchPath
 from xor_study.sweeps.settings import SETTINGS, STUDY
 from xor_study.training.spec import GROUPS, KEYS, guesses
 
@@ -31,6 +33,7 @@ PROVIDER = "xor_study"
 
 def register() -> None:
     """Make a Hydra choice of every entry of the catalogues, holding its parameters with their defaults."""
+    Plugins.instance().register(PackagedSearchPath)
     # Nodes from the catalogues and YAML files mix in one group, and both are listed by tab completion.
     store = ConfigStore.instance()
     for group, catalogue in GROUPS.items():
@@ -117,8 +120,15 @@ def composed(
     """Return the configuration of each combination of choices, the last axis varying fastest.
 
     Composing takes long, so a choice that brings nothing but its own group's node is composed only once, whatever it
-    is combined with.
+    is combined with. A group of the user's may change anything.
+
+    Raises:
+        StudyError: if one can't be composed, or if choices of the user's groups differ in what a sweep has only one of.
     """
+    if any(is_users(key) for key in (*axes, *(line.partition("=")[0] for line in fixed))):
+        configs = [compose(loader, config_name, fixed, choices) for choices in _combinations(axes)]
+        _check_alike(configs, [key for key in axes if is_users(key)])
+        return [_without_hydra(config) for config in configs]
     first = tuple((key, choices[0]) for key, choices in axes.items())
     plain_config = is_plain(loader, config_name)
     base, _ = _base(loader, config_name, tuple(fixed), () if plain_config and not fixed else first)
@@ -129,9 +139,7 @@ def composed(
         for choice in choices:
             node = _node(loader, config_name, own, () if plain_config else first, key, choice)
             if node is None:
-                combinations = itertools.product(*axes.values())
-                chosen = [dict(zip(axes, combination, strict=True)) for combination in combinations]
-                return [_without_hydra(compose(loader, config_name, fixed, choices)) for choices in chosen]
+                return [_without_hydra(compose(loader, config_name, fixed, choices)) for choices in _combinations(axes)]
             nodes[key, choice] = node
     result = []
     for combination in itertools.product(*axes.values()):
@@ -141,6 +149,43 @@ def composed(
                 config[key] = copy.deepcopy(nodes[key, choice])
         result.append(config)
     return result
+
+
+def _combinations(axes: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
+    return [dict(zip(axes, combination, strict=True)) for combination in itertools.product(*axes.values())]
+
+
+def is_users(key: str) -> bool:
+    """Return whether an override's key, such as "+experiment", is a config group of the user's own."""
+    name = key.lstrip("+~").partition("@")[0]
+    return name not in ("", *CHOICES, *KEYS, *SETTINGS, STUDY) and not name.startswith(("hydra.", "hydra/"))
+
+
+def _check_alike(configs: Sequence[DictConfig], groups: Sequence[str]) -> None:
+    """Raise StudyError if configurations differ in their settings or choose a study, of which a sweep has one."""
+    if not groups:
+        return
+    for name in SETTINGS:
+        values = dict.fromkeys(config.get(name) for config in configs)
+        if len(values) > 1:
+            raise StudyError(f"{name}: one for the whole sweep, but {groups[0]} sets {', '.join(map(show, values))}")
+    for config in configs:
+        if config.hydra.runtime.choices.get(STUDY) is not None:
+            raise StudyError(f"{groups[0]}: several values, one of which chooses a {STUDY}; give them one by one")
+
+
+@lru_cache(maxsize=64)
+def study_of(loader: ConfigLoader, config_name: str, lines: tuple[str, ...]) -> Any:
+    """Return the study that configuration files choose, or None; `lines` are all that is typed beside it."""
+    if is_plain(loader, config_name) and not any(is_users(line.partition("=")[0]) for line in lines):
+        primary = read_file(loader, config_name)
+        assert primary is not None
+        return next((entry[STUDY] for entry in primary.config.get("defaults", []) if STUDY in entry), None)
+    try:  # MULTIRUN: choices may be missing that the sweep makes
+        listed = loader.compute_defaults_list(config_name, list(lines), run_mode=RunMode.MULTIRUN)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return None  # composing says what is wrong
+    return listed.overrides.known_choices.get(STUDY)
 
 
 @lru_cache(maxsize=1024)
@@ -179,6 +224,12 @@ def read_file(loader: ConfigLoader, path: str) -> ConfigResult | None:
     """Return a configuration file as it is written, or what stands for one, if Hydra finds it."""
     source = next((source for source in loader.get_sources() if source.is_config(path)), None)
     return None if source is None else source.load_config(path)
+
+
+def hydras_own(loader: ConfigLoader, config_name: str, key: str) -> Any:
+    """Return a value of Hydra's own part of a primary configuration, as it is written there, or None."""
+    primary = read_file(loader, config_name)
+    return None if primary is None else OmegaConf.select(primary.config, f"hydra.{key}")
 
 
 @lru_cache(maxsize=64)

@@ -31,10 +31,12 @@ from xor_study.sweeps.compose import (
     compose,
     composed,
     is_plain,
+    is_users,
     leaves,
     no_parameter,
     read_file,
     register,
+    study_of,
     values_of,
 )
 from xor_study.sweeps.overrides import (
@@ -121,7 +123,7 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
     distinct = table[~repeated].reset_index(drop=True) if repeated.any() else table
     if engine == "lanes":  # asked for by name, so falling back to another engine would be wrong
         check_compilable(distinct, device)
-    axes = tuple(dict.fromkeys(axis for grid in grids for axis in grid.axes))
+    axes = tuple(dict.fromkeys(axis for grid in grids for axis in grid.axes if not is_users(axis)))
     return Plan(distinct, axes, **settings, duplicates=len(table) - len(distinct))
 
 
@@ -130,12 +132,17 @@ def _lines(parsed: Sequence[Override], loader: ConfigLoader, config_name: str, s
     beside = [override for override in parsed if override.key_or_group != STUDY]
     for override in parsed:
         if override.key_or_group == STUDY:
-            if not sweep:
-                raise StudyError(f"{show(override.input_line)}: a study is many runs; add -m (--multirun)")
-            names = axis(override, allowed=True)
-            grids = [grid for name in names for grid in _grids_of_file(name, loader, config_name)]
-            return [merged(parse(typed(grid), loader), beside) for grid in grids]
-    return [beside]
+            text, names = str(override.input_line), axis(override, allowed=True)
+            break
+    else:
+        name = study_of(loader, config_name, tuple(str(override.input_line) for override in beside))
+        if name is None:
+            return [beside]
+        text, names = f"{STUDY}={name}", [name]
+    if not sweep:
+        raise StudyError(f"{show(text)}: a study is many runs; add -m (--multirun)")
+    grids = [grid for name in names for grid in _grids_of_file(name, loader, config_name)]
+    return [merged(parse(typed(grid), loader), beside) for grid in grids]
 
 
 def _agreed(settings: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -225,8 +232,8 @@ def _content(name: str, loader: ConfigLoader, config_name: str) -> Mapping[str, 
 def _grid(loader: ConfigLoader, parsed: Sequence[Override], sweep: bool, config_name: str) -> _Grid:
     """Return the runs of one grid, with its duplicates."""
     axes, fixed = _axes(loader, parsed, sweep, config_name)
-    group_axes = {key: axes[key] for key in axes if key in CHOICES}
-    value_axes = {key: axes[key] for key in axes if key not in CHOICES}
+    group_axes = {key: axes[key] for key in axes if key in CHOICES or is_users(key)}
+    value_axes = {key: axes[key] for key in axes if key not in group_axes}
     strides = _strides(axes)
     configs = composed(loader, config_name, fixed, group_axes)
     # Runs that differ only in their seed differ in nothing that must be checked or resolved again.
@@ -255,17 +262,20 @@ def _axes(
     Raises:
         StudyError: if a choice is unknown, or if there are too many runs.
     """
-    as_data = is_plain(loader, config_name) and not any(map(refers, parsed))
+    as_data = is_plain(loader, config_name) and not any(
+        refers(override) or is_users(override.key_or_group) for override in parsed
+    )
     axes: dict[str, list[Any]] = {}
     fixed: list[str] = []
     for override in parsed:
-        key = override.key_or_group
+        name = override.key_or_group
+        key = str(override.get_key_element()) if is_users(name) else name  # such as "+experiment"
         if override.is_sweep_override() or (as_data and is_data(override)):
             axes[key] = axis(override, sweep)
         else:
             fixed.append(override.input_line or "")
         for value in axes[key] if key in axes else [unquoted(override.value())]:
-            check_choice(key, value, loader)
+            check_choice(name, value, loader)
     runs = math.prod(map(len, axes.values()))
     if runs > MOST_RUNS:
         raise StudyError(f"{' '.join(axes)}: {runs} runs in one sweep, must be at most {MOST_RUNS}")
@@ -330,7 +340,7 @@ def _interpolated(
     seen: dict[tuple[Any, ...], dict[str, Any]] = {}
     relative = any("${." in text for text in raw.values())
     named = {key: any(re.search(rf"\b{re.escape(key)}\b", text) for text in raw.values()) for key in axes}
-    mentioned = [key for key in axes if relative or named[key]]
+    mentioned = [key for key in axes if relative or named[key] or KEYS[key] in raw]
     for row in range(rows):
         combination = tuple(columns[KEYS[key]][row] for key in mentioned)
         if combination not in seen:
@@ -343,9 +353,14 @@ def _interpolated(
 
 
 def _references(config: DictConfig, axes: Mapping[str, Sequence[Any]]) -> dict[str, str]:
-    """Return the values that refer to others, as they are written, by field."""
+    """Return the values that refer to others, as they are written, by field; of an axis, all such values as one."""
     raw = [(key, value) for key, value in leaves(config) if key in KEYS and key not in axes]
-    return {KEYS[key]: value for key, value in raw if isinstance(value, str) and "${" in value}
+    raw += [(key, " ".join(filter(_is_reference, axes[key]))) for key in axes if key in KEYS]
+    return {KEYS[key]: value for key, value in raw if _is_reference(value)}
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value
 
 
 def _strides(axes: Mapping[str, Sequence[Any]]) -> dict[str, int]:
