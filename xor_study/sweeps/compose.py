@@ -252,7 +252,7 @@ def compose(loader: ConfigLoader, config_name: str, fixed: Sequence[str], chosen
     lines = [*fixed, *(f"{group}={choice}" for group, choice in chosen.items())]
     try:
         config = loader.load_configuration(config_name, lines, run_mode=RunMode.RUN)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise StudyError(_composition_error(loader, config_name, lines, error)) from error
     return config
 
