@@ -74,7 +74,8 @@ EXPERIMENTS = {
     "mine/experiment/a.yaml": "# @package _global_\ndefaults: [override /optimizer: adam]\nlr: 0.25\n",
     "mine/experiment/b.yaml": "# @package _global_\noptimizer: {momentum: 0.5}\ngain: 2\nbias: ${gain}\n",
     "mine/experiment/swept.yaml": (
-        "# @package _global_\ngain: 3\nhydra:\n  mode: MULTIRUN\n  sweeper: {params: {lr: '0.5,1', optimizer: 'sgd,adam'}}\n"
+        "# @package _global_\ngain: 3\nhydra:\n  mode: MULTIRUN\n"
+        "  sweeper: {params: {lr: '0.5,1', optimizer: 'sgd,adam'}}\n"
     ),
     "mine/optimizer/calm.yaml": "name: sgd\nmomentum: 0.5\nnesterov: true\n",
 }
@@ -85,8 +86,8 @@ PRIMARY = {
     ),
     "mine/listed.yaml": (
         "defaults: [optimizer: adam, init: normal, loss: huber, activation: relu_identity, clip: norm, study: null,"
-        " experiment: null, _self_, override hydra/sweeper: xor_study]\nlr: ${gain}\ngain: 0.5\nbias: 0\nhidden: 4\nbatch: full\n"
-        "epochs: 1\niterations: 10\ndtype: float32\nseed: 3\nengine: auto\ndevice: cpu\nthreads: null\nlog: epochs\n"
+        " experiment: null, _self_, override hydra/sweeper: xor_study]\n"
+        "lr: ${gain}\ngain: 0.5\nbias: 0\nhidden: 4\nbatch: full\nepochs: 1\niterations: 10\ndtype: float32\nseed: 3\nengine: auto\ndevice: cpu\nthreads: null\nlog: epochs\n"
         "shards: null\ndry_run: false\n"
     ),
     "other/optimizer/calm.yaml": "name: sgd\nmomentum: 0.5\nnesterov: true\n",

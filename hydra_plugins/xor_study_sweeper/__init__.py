@@ -47,21 +47,25 @@ class XORStudySweeper(Sweeper):
         Raises:
             StudyError: if any of them can't be done; nothing is written then.
         """
-        from xor_study.sweeps import overrides, plan, records, runner
+        from xor_study.sweeps import folders, overrides, plan, records, runner, terminal
 
         assert self.hydra_context is not None
         assert self.config is not None
         hydra, loader = self.config.hydra, self.hydra_context.config_loader
         arguments = overrides.with_params(self.params, arguments)
         planned = plan.plan(loader, arguments, sweep=True, config_name=hydra.job.config_name)
+        own = hydra.launcher._target_ == f"{BasicLauncher.__module__}.{BasicLauncher.__name__}"
+        if not own and planned.shards is None:
+            launcher = hydra.runtime.choices["hydra/launcher"]
+            terminal.show_notes([f"hydra/launcher={launcher} makes one job without shards; shards=K makes K"])
         if planned.dry_run:
             runner.dry_run(planned)
             return
-        records.check_folder("hydra.sweep.dir", hydra.sweep.dir, sweep=True)
-        own = hydra.launcher._target_ == f"{BasicLauncher.__module__}.{BasicLauncher.__name__}"
+        folder = folders.resolve(self.config, planned.table)
+        records.check_folder(folders.KEY, folder, sweep=True)
         jobs = planned.shards if planned.shards is not None or own else 1
         launch = None if jobs is None else partial(self._launch, arguments, jobs)
-        runner.run_sweep(planned, Path(hydra.sweep.dir), OmegaConf.to_yaml(self.config), jobs, launch)
+        runner.run_sweep(planned, Path(folder), OmegaConf.to_yaml(self.config), jobs, launch)
 
     def _launch(self, arguments: list[str], shards: int, folder: Path, identity: str) -> list[str]:
         """Train the shards of a sweep in jobs of the launcher; return what was wrong with which, as lines."""

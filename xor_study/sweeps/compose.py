@@ -180,12 +180,13 @@ def study_of(loader: ConfigLoader, config_name: str, lines: tuple[str, ...]) -> 
     if is_plain(loader, config_name) and not any(is_users(line.partition("=")[0]) for line in lines):
         primary = read_file(loader, config_name)
         assert primary is not None
-        return next((entry[STUDY] for entry in primary.config.get("defaults", []) if STUDY in entry), None)
+        listed = OmegaConf.select(primary.config, "defaults") or []
+        return next((entry[STUDY] for entry in listed if STUDY in entry), None)
     try:  # MULTIRUN: choices may be missing that the sweep makes
-        listed = loader.compute_defaults_list(config_name, list(lines), run_mode=RunMode.MULTIRUN)
+        whole = loader.compute_defaults_list(config_name, list(lines), run_mode=RunMode.MULTIRUN)
     except (HydraException, OmegaConfBaseException, ValueError):
         return None  # composing says what is wrong
-    return listed.overrides.known_choices.get(STUDY)
+    return whole.overrides.known_choices.get(STUDY)
 
 
 @lru_cache(maxsize=1024)
