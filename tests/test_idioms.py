@@ -17,9 +17,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.xor_study_sweeper import XORStudySweeper
-from xor_study import run
+from xor_study import StudyError, run
 from xor_study.sweeps import runner
 from xor_study.sweeps.compose import register, values_of
+from xor_study.sweeps.loading import with_folders
 from xor_study.sweeps.plan import Plan, plan
 from xor_study.sweeps.settings import CONFIG_DIR, SETTINGS
 from xor_study.training.table import plain, table_of
@@ -87,7 +88,8 @@ PRIMARY = {
     "mine/listed.yaml": (
         "defaults: [optimizer: adam, init: normal, loss: huber, activation: relu_identity, clip: norm, study: null,"
         " experiment: null, _self_, override hydra/sweeper: xor_study]\n"
-        "lr: ${gain}\ngain: 0.5\nbias: 0\nhidden: 4\nbatch: full\nepochs: 1\niterations: 10\ndtype: float32\nseed: 3\nengine: auto\ndevice: cpu\nthreads: null\nlog: epochs\n"
+        "lr: ${gain}\ngain: 0.5\nbias: 0\nhidden: 4\nbatch: full\n"
+        "epochs: 1\niterations: 10\ndtype: float32\nseed: 3\nengine: auto\ndevice: cpu\nthreads: null\nlog: epochs\n"
         "shards: null\ndry_run: false\n"
     ),
     "other/optimizer/calm.yaml": "name: sgd\nmomentum: 0.5\nnesterov: true\n",
@@ -187,3 +189,105 @@ def test_a_command_plans_what_hydra_composes(idiom: str, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     planned, expected = ours(arguments, monkeypatch), hydras(IN_A_FILE.get(idiom, arguments))
     pd.testing.assert_frame_equal(planned.apply(plain), expected.apply(plain), check_dtype=False)
+
+
+def refused(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the one line with which a command line is refused."""
+    with pytest.raises(SystemExit, match="1"):
+        ours(arguments, monkeypatch)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+MEANINGS = {"1_000": 1000, "08": 8, "1e3": 1000, "'010'": 10, "'1e3'": 1000, "0x10": None, "0o10": None, "1:30": None}
+MEANINGS |= {"010": None, "0b11": None, "yes": None, "2024-01-01": None, "-0": 0}
+"""What a seed is that is written so in a file; None where it is refused."""
+
+
+@pytest.mark.parametrize("text", MEANINGS)
+def test_a_number_in_a_file_is_decimal_or_refused(text: str, tmp_path: Path, loader: ConfigLoader) -> None:
+    write(tmp_path, {"study/mine.yaml": f"grids:\n  - gain: 2\n    seed: [3, {text}]\n"})
+    finding = with_folders(loader, (str(tmp_path),))
+    if MEANINGS[text] is not None:
+        assert plan(finding, ["study=mine"], sweep=True).table["seed"].tolist() == [3, MEANINGS[text]]
+        return
+    with pytest.raises(StudyError) as caught:
+        plan(finding, ["study=mine"], sweep=True)
+    by_line = f"{tmp_path}/study/mine.yaml:3: {text}: YAML reads it as "
+    assert str(caught.value).startswith((by_line, "seed=")), caught.value
+    assert str(caught.value).startswith(by_line) == (text in ("010", "0x10", "0b11", "1:30"))
+
+
+@pytest.mark.parametrize("text", MEANINGS)
+def test_a_number_that_is_typed_is_decimal_or_refused(text: str, loader: ConfigLoader) -> None:
+    meaning = {"010": 10}.get(text, MEANINGS[text])
+    if meaning is not None:
+        assert plan(loader, [f"seed={text}"], sweep=True).table["seed"].tolist() == [meaning]
+    else:
+        with pytest.raises(StudyError, match="must be a whole number"):
+            plan(loader, [f"seed={text}"], sweep=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ("defaults: [config, _self_]\nseed: 010\n", ["-cp=mine", "-cn=experiment/e"]),
+        ("defaults: [/config, _self_]\nhydra: {sweeper: {params: {seed: 010}}}\n", ["-cp=mine/experiment", "-cn=e"]),
+        ("# @package _global_\nseed: 010\n", [*DIR, "+experiment=e"]),
+        ("# @package _global_\nseed: 010\n", ["-m", *DIR, "+experiment=e"]),
+        ("# @package _global_\nseed: 010\n", ["hydra.searchpath=[mine]", "-m", "+experiment=a,e"]),
+    ],
+    ids=["primary", "params", "experiment", "experiment of a sweep", "one of several"],
+)
+def test_so_it_is_in_each_kind_of_file(
+    text: str, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, EXPERIMENTS | {"mine/experiment/e.yaml": text})
+    monkeypatch.chdir(tmp_path)
+    assert "e.yaml:2: 010: YAML reads it as 8; write a decimal number" in refused(arguments, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "hydra.searchpath=[file://nowhere]"], "nowhere: no such folder"),
+        (["-m", "hydra.searchpath=nowhere"], "hydra.searchpath=nowhere: must be a list of folders"),
+        (["--config-path=nowhere"], "--config-path=nowhere: no such folder"),
+        (["+experiment=a"], "experiment: unknown key"),
+        ([*DIR, "+experiment=x"], "experiment=x: unknown (known: a, b, fast, "),
+        ([*DIR, "+experiment=a,b"], "experiment=a,b: several values; add -m"),
+        ([*DIR, "-m", "+experiment=null"], "experiment=null: unknown (known: a, b, "),
+        ([*DIR, "-m", "+experiment=a,null"], "experiment=null: unknown (known: a, b, "),
+        ([*DIR, "++experiment=a"], "force-add of config groups is not supported"),
+        ([*DIR, "-m", "+experiment=fast,b"], "engine: one for the whole sweep, but +experiment sets plain, auto"),
+        ([*DIR, "-m", "+experiment=studied,b"], "several values, one of which chooses a study; give them one by one"),
+        ([*DIR, "+experiment=studied"], "study=width: a study is many runs; add -m"),
+        (["-m", "+hydra.sweeper.params.lrr=1,2"], "lrr: unknown key; did you mean lr?"),
+        (["-m", "lr=${gian}"], "Interpolation key 'gian' not found"),
+        (["-m", "lr=1,${gian}"], "Interpolation key 'gian' not found"),
+    ],
+    ids=lambda one: " ".join(one) if isinstance(one, list) else "",
+)
+def test_what_is_wrong_is_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    others = {
+        "mine/experiment/fast.yaml": "# @package _global_\nengine: plain\n",
+        "mine/experiment/studied.yaml": "# @package _global_\ndefaults: [override /study: width]\n",
+    }
+    write(tmp_path, EXPERIMENTS | others)
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(arguments, monkeypatch, capsys)
+
+
+def test_a_study_that_an_experiment_chooses_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, {"mine/experiment/e.yaml": "# @package _global_\ndefaults: [override /study: width]\nepochs: 1\n"})
+    monkeypatch.chdir(tmp_path)
+    planned = ours(["-m", *DIR, "+experiment=e", "seed=0,1"], monkeypatch)
+    assert set(planned["hidden"]) == set(ours(["-m", "study=width", "seed=0"], monkeypatch)["hidden"])
+    assert set(planned["epochs"]) == {1}

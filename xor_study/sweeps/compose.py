@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xor_study.errors import StudyError, one_line, show, suggestion
 from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
-from xor_study.sweeps.loading import PackagedSearchPath
+from xor_study.sweeps.loading import PackagedSearchPath, check_numbers
 from xor_study.sweeps.settings import SETTINGS, STUDY
 from xor_study.training.spec import GROUPS, KEYS, guesses
 
@@ -224,7 +224,10 @@ def _base(
 def read_file(loader: ConfigLoader, path: str) -> ConfigResult | None:
     """Return a configuration file as it is written, or what stands for one, if Hydra finds it."""
     source = next((source for source in loader.get_sources() if source.is_config(path)), None)
-    return None if source is None else source.load_config(path)
+    if source is None:
+        return None
+    check_numbers(source, path)
+    return source.load_config(path)
 
 
 def hydras_own(loader: ConfigLoader, config_name: str, key: str) -> Any:

@@ -14,7 +14,7 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
-from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from xor_study.errors import StudyError
@@ -41,8 +41,8 @@ class _Repository(ConfigRepository):
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         source = self._find_object_source(config_path, ObjectType.CONFIG)
-        if source is not None and source.scheme() == "file":
-            _check_numbers(Path(source.path, source._normalize_file_name(config_path)))
+        if source is not None:
+            check_numbers(source, config_path)
         return super().load_config(config_path)
 
 
@@ -93,12 +93,19 @@ def strings(given: object) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _check_numbers(file: Path) -> None:
-    """Raise StudyError if a YAML file has a number that is not decimal."""
+def check_numbers(source: ConfigSource, config_path: str) -> None:
+    """Raise StudyError if a YAML file has a number that is not decimal.
+
+    Args:
+        source: that has the file; nothing is checked in sources that are not folders.
+        config_path: the file's path in it, as in Hydra's lists of defaults.
+    """
+    if source.scheme() != "file":
+        return
+    file = Path(source.path, source._normalize_file_name(config_path))
     for event in yaml.parse(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and _NOT_DECIMAL.fullmatch(event.value):
-            read = yaml.safe_load(event.value)
             raise StudyError(
-                f"{file}:{event.start_mark.line + 1}: {event.value}: YAML 1.1 reads this as {read}; "
-                "write a decimal number without leading zeros, or quote a text"
+                f"{file}:{event.start_mark.line + 1}: {event.value}: YAML reads it as {yaml.safe_load(event.value)}; "
+                "write a decimal number without leading zeros, or put a text in quotes"
             )

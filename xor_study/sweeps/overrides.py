@@ -243,13 +243,13 @@ def _swept(override: Override) -> Iterator[Any]:
 def check_choices(parsed: Sequence[Override], loader: ConfigLoader) -> None:
     """Raise StudyError unless every group that is set to one choice has it."""
     for override in parsed:
-        if not override.is_sweep_override():
+        if not override.is_sweep_override() and not override.is_delete():
             check_choice(override.key_or_group, unquoted(override.value()), loader)
 
 
 def check_choice(key: str, value: Any, loader: ConfigLoader) -> None:
     """Raise StudyError if `key` is a group that has no choice `value`."""
-    users = is_users(key) and isinstance(value, str) and "/" not in value  # else for Hydra to say
+    users = is_users(key) and not isinstance(value, list) and "/" not in str(value)  # else for Hydra to say
     if key in (*CHOICES, STUDY) or users:
         known = options(loader, key)
         if value not in known:

@@ -43,6 +43,7 @@ from xor_study.sweeps.overrides import (
     MOST_RUNS,
     axis,
     check_choice,
+    check_choices,
     check_log,
     check_mode,
     is_data,
@@ -50,7 +51,6 @@ from xor_study.sweeps.overrides import (
     parse,
     refers,
     typed,
-    unquoted,
 )
 from xor_study.sweeps.settings import CONFIG_DIR, SETTINGS, STUDY
 from xor_study.training.spec import FIELDS, KEYS, OWN, deciding_group, key_of, rules
@@ -274,8 +274,11 @@ def _axes(
             axes[key] = axis(override, sweep)
         else:
             fixed.append(override.input_line or "")
-        for value in axes[key] if key in axes else [unquoted(override.value())]:
-            check_choice(name, value, loader)
+        if key in axes:
+            for value in axes[key]:
+                check_choice(name, value, loader)
+        else:
+            check_choices([override], loader)
     runs = math.prod(map(len, axes.values()))
     if runs > MOST_RUNS:
         raise StudyError(f"{' '.join(axes)}: {runs} runs in one sweep, must be at most {MOST_RUNS}")
@@ -302,9 +305,11 @@ def _spread(position: NDArray[np.intp], stride: int, count: int) -> NDArray[np.i
 
 def _with_seeds(table: pd.DataFrame, seeds: Sequence[Any]) -> pd.DataFrame:
     """Return a checked table with each row repeated for every seed."""
-    whole = all(type(seed) is int for seed in seeds)
-    for seed in (min(seeds), max(seeds)) if whole else seeds:
-        OWN["seed"].check(seed, "seed")
+    if all(type(seed) is int for seed in seeds):
+        for seed in (min(seeds), max(seeds)):
+            OWN["seed"].check(seed, "seed")
+    else:
+        seeds = [OWN["seed"].check(seed, "seed") for seed in seeds]
     repeated = table.take(np.repeat(np.arange(len(table)), len(seeds)))
     repeated["seed"] = np.tile(np.array(seeds, np.int64), len(table))
     return repeated
