@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shlex
 import tempfile
 from pathlib import Path
@@ -51,6 +52,15 @@ def check_folder(key: str, name: str, *, sweep: bool = False) -> None:
 def runs_table(result: Result) -> pd.DataFrame:
     """Return the table of runs as it is written: the fields of each, its results and their provenance."""
     return result.runs.assign(**provenance())
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """Return what `plan.json` says, or nothing if the folder has none that can be read."""
+    try:
+        plan = json.loads((folder / PLAN).read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return plan if isinstance(plan, dict) else {}
 
 
 def hints(folder: Path, command: str) -> dict[str, str]:

@@ -26,7 +26,7 @@ from xor_study.engines import AUTO, train_batches
 from xor_study.engines.results import Measured, Progress, described
 from xor_study.errors import StudyError, interrupts_held
 from xor_study.files import sweep_up, write_atomically
-from xor_study.sweeps import records
+from xor_study.sweeps import records, values
 from xor_study.sweeps.chunks import Chunk, Chunks, chunked
 from xor_study.sweeps.parts import Part, Parts
 from xor_study.sweeps.provenance import provenance
@@ -94,25 +94,27 @@ class Sweep:
         self.parts.path.mkdir(parents=True, exist_ok=True)
         with self._lock():
             self.parts.scan()
+            kept, now = records.read_plan(self.folder), values.kept(self.table)
+            changed = values.changed_default(kept, now)
+            if changed is not None and (self.parts.others or self.parts.done.any()):
+                raise StudyError(f"hydra.sweep.dir={self.folder}: {changed}; choose another folder")
             before = self._before()
             if before != self.planned.identity and self.parts.others:
                 raise StudyError(
                     f"hydra.sweep.dir={self.folder}: holds {self.parts.others} runs that this command does not ask "
-                    "for; choose another folder or include them"
+                    f"for; choose another folder or include them{values.differences(kept, now)}"
                 )
             if (self.folder / records.RUNS).exists() and not self.parts.done.any():
                 raise StudyError(f"hydra.sweep.dir={self.folder}: holds {records.RUNS} without its parts; move it away")
             about = {"identity": self.planned.identity, "runs": len(self.table), "command": command, "axes": axes}
-            text = json.dumps(about, indent=1) + "\n"
+            text = json.dumps(about | now, indent=1) + "\n"
             write_atomically(self.folder / records.PLAN, lambda stream: stream.write(text.encode()))
         return list(self._notes())
 
     def _before(self) -> str | None:
         """Return the identity of the plan that the folder belongs to, or None if it is unknown."""
-        try:
-            return str(json.loads((self.folder / records.PLAN).read_text())["identity"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        identity = records.read_plan(self.folder).get("identity")
+        return None if identity is None else str(identity)
 
     def _notes(self) -> Iterator[str]:
         for name, problem in self.parts.problems.items():
