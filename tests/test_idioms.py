@@ -264,6 +264,12 @@ def test_so_it_is_in_each_kind_of_file(
         ([*DIR, "-m", "+experiment=studied,b"], "several values, one of which chooses a study; give them one by one"),
         ([*DIR, "+experiment=studied"], "study=width: a study is many runs; add -m"),
         (["-m", "+hydra.sweeper.params.lrr=1,2"], "lrr: unknown key; did you mean lr?"),
+        (
+            ["-m", 'hydra.sweeper.params={hydra.sweep.dir: "x"}'],
+            "one for the whole sweep; give it outside of the params",
+        ),
+        ([*DIR, "+experiment=local"], "experiment: unknown key; its file must begin with '# @package _global_'"),
+        (["-m", "+hydra.sweeper.params.lr=x,1"], "lr=x: must be a number"),
         (["-m", "lr=${gian}"], "Interpolation key 'gian' not found"),
         (["-m", "lr=1,${gian}"], "Interpolation key 'gian' not found"),
     ],
@@ -277,6 +283,7 @@ def test_what_is_wrong_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     others = {
+        "mine/experiment/local.yaml": "lr: 1\n",
         "mine/experiment/fast.yaml": "# @package _global_\nengine: plain\n",
         "mine/experiment/studied.yaml": "# @package _global_\ndefaults: [override /study: width]\n",
     }

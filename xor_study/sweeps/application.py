@@ -131,7 +131,7 @@ def _checked(arguments: argparse.Namespace) -> list[str]:
         overrides.check_values(parsed)
         lines = overrides.for_hydra(texts, parsed)
         if _is_sweep(arguments, parsed, loader, config_name, lines):
-            return lines  # the sweeper plans the rest, also before anything is written
+            return texts if arguments.cfg else lines  # the sweeper plans the rest, also before anything is written
         _check_single(loader, texts, arguments)
     return texts
 

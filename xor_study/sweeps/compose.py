@@ -71,7 +71,8 @@ def values_of(config: DictConfig) -> dict[str, Any]:
             raise StudyError(f"{group}: its configuration has no name (known: {', '.join(GROUPS[group])})")
     for key, value in flat.items():
         if key not in KEYS and key not in SETTINGS:
-            raise StudyError(f"{key}: unknown key{hint(key)}")
+            package = "; its file must begin with '# @package _global_'"
+            raise StudyError(f"{key}: unknown key{package if isinstance(value, dict) else hint(key)}")
         if isinstance(value, dict | list):
             raise StudyError(f"{key}={show(value)}: must be one value")
     return {KEYS.get(key, key): value for key, value in flat.items()}

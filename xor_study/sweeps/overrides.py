@@ -134,9 +134,17 @@ def quoted(value: str) -> str:
 
 
 def with_params(params: Mapping[str, Any], typed_lines: Sequence[str]) -> list[str]:
-    """Return a sweep's overrides: those of `hydra.sweeper.params`, then those typed, which win."""
+    """Return a sweep's overrides: those of `hydra.sweeper.params`, then those typed, which win.
+
+    Raises:
+        StudyError: if one is of Hydra's own configuration, of which a sweep has only one.
+    """
     beside = any(line.startswith(f"{STUDY}=") for line in typed_lines)
-    return [*typed({key: value for key, value in _flat(params) if not (beside and key == STUDY)}), *typed_lines]
+    grid = {key: value for key, value in _flat(params) if not (beside and key == STUDY)}
+    for key in grid:
+        if key.lstrip("+").startswith("hydra"):
+            raise StudyError(f"{PARAMS}{key}: one for the whole sweep; give it outside of the params")
+    return [*typed(grid), *typed_lines]
 
 
 def _flat(params: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
