@@ -167,7 +167,7 @@ def _is_sweep(
         return bool(compose.hydras_own(loader, config_name, "mode") == RunMode.MULTIRUN.name)
     try:
         config = loader.load_configuration(config_name, list(lines), RunMode.MULTIRUN, validate_sweep_overrides=False)
-    except (HydraException, OmegaConfBaseException):
+    except (HydraException, OmegaConfBaseException, ValueError):
         return False  # planning says what is wrong
     return bool(config.hydra.mode == RunMode.MULTIRUN)
 

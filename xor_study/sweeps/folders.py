@@ -100,3 +100,11 @@ def command_in(folder: Path, command: Sequence[str]) -> str:
         for argument, name in zip(command, named, strict=True)
     ]
     return shlex.join(words if any(name is not None for name in named) else [*words, override(folder)])
+
+
+def moved(folder: Path, command: str) -> str:
+    """Return the command line that a plan kept, with the folder that it is in now; as it is if it can't be read."""
+    try:
+        return command_in(folder, shlex.split(command))
+    except ValueError:
+        return command

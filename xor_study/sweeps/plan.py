@@ -360,7 +360,8 @@ def _interpolated(
 def _references(config: DictConfig, axes: Mapping[str, Sequence[Any]]) -> dict[str, str]:
     """Return the values that refer to others, as they are written, by field; of an axis, all such values as one."""
     raw = [(key, value) for key, value in leaves(config) if key in KEYS and key not in axes]
-    raw += [(key, " ".join(filter(_is_reference, axes[key]))) for key in axes if key in KEYS]
+    worded = [key for key in axes if key in KEYS and str in set(map(type, axes[key]))]
+    raw += [(key, " ".join(filter(_is_reference, axes[key]))) for key in worded]
     return {KEYS[key]: value for key, value in raw if _is_reference(value)}
 
 

@@ -17,7 +17,7 @@ from xor_study.engines.results import Result
 from xor_study.errors import StudyError
 from xor_study.files import write_atomically, write_table
 from xor_study.model.data import CORNERS
-from xor_study.sweeps.folders import command_in
+from xor_study.sweeps.folders import moved
 from xor_study.sweeps.parts import Merged
 from xor_study.sweeps.provenance import provenance
 
@@ -67,7 +67,7 @@ def hints(folder: Path, command: str) -> dict[str, str]:
     """Return commands for who has a sweep's table before him, by what they are for; its folder may have been moved."""
     name = shlex.quote(str(folder))
     found = {"this table again, and as a figure": f"xor-study show {name} --figure"}
-    return found | ({"resume or extend it": command_in(folder, shlex.split(command))} if command else {})
+    return found | ({"resume or extend it": moved(folder, command)} if command else {})
 
 
 def read_runs(folder: Path, name: str = RUNS) -> pd.DataFrame:

@@ -71,7 +71,7 @@ def _defaults(distinct: Mapping[str, list[Any]]) -> Iterator[tuple[str, Any]]:
 
 def changed_default(before: Kept, now: Kept) -> str | None:
     """Return which default has changed since a folder's runs were planned, if runs then or now have it, as text."""
-    old, new = before.get("defaults", {}), now["defaults"]
+    old, new = _part(before, "defaults"), now["defaults"]
     for name in new:
         key = name.rpartition(" ")[2]
         if old.get(name, new[name]) != new[name] and (_has(before, key, old[name]) or _has(now, key, new[name])):
@@ -89,9 +89,15 @@ def differences(before: Kept, now: Kept) -> str:
     return f" ({'; '.join(found[:MOST_SHOWN])})" if found else ""
 
 
+def _part(plan: Kept, name: str) -> Mapping[str, Any]:
+    """Return a part of a plan, empty if it has none: it is of an older version, or damaged."""
+    part = plan.get(name)
+    return part if isinstance(part, Mapping) else {}
+
+
 def _values(plan: Kept, key: str) -> Any:
     """Return the values of a key as they are kept; an empty list if they are not."""
-    fixed, varied = plan.get("fixed", {}), plan.get("varied", {})
+    fixed, varied = _part(plan, "fixed"), _part(plan, "varied")
     return [fixed[key]] if key in fixed else varied.get(key, [])
 
 
