@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +30,21 @@ if TYPE_CHECKING:
 
 
 class XORStudySweeper(Sweeper):
-    """Plan all runs of a sweep, check them, then train what is missing: here, or in jobs of Hydra's launcher."""
+    """Plan all runs of a sweep, check them, then train what is missing: here, or in jobs of Hydra's launcher.
+
+    Args:
+        params: overrides that the sweep begins with, as of Hydra's basic sweeper: {"lr": "0.1,1"}.
+    """
+
+    def __init__(self, params: Mapping[str, Any] | None = None) -> None:
+        self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Remember what `sweep` needs."""
-        self.hydra_context, self.config = hydra_context, config
+        from xor_study.sweeps import loading
+
+        loader = loading.with_folders(hydra_context.config_loader, loading.strings(config.hydra.searchpath))
+        self.hydra_context, self.config = HydraContext(loader, hydra_context.callbacks), config
 
     def sweep(self, arguments: list[str]) -> Any:
         """Train all runs that the overrides in `arguments` describe.
@@ -42,20 +52,25 @@ class XORStudySweeper(Sweeper):
         Raises:
             StudyError: if any of them can't be done; nothing is written then.
         """
-        from xor_study.sweeps import plan, records, runner
+        from xor_study.sweeps import folders, overrides, plan, records, runner, terminal
 
         assert self.hydra_context is not None
         assert self.config is not None
         hydra, loader = self.config.hydra, self.hydra_context.config_loader
+        arguments = overrides.with_params(self.params, arguments)
         planned = plan.plan(loader, arguments, sweep=True, config_name=hydra.job.config_name)
-        if planned.dry_run:
-            runner.dry_run(planned, Path(hydra.sweep.dir))
-            return
-        records.check_folder("hydra.sweep.dir", hydra.sweep.dir, sweep=True)
         own = hydra.launcher._target_ == f"{BasicLauncher.__module__}.{BasicLauncher.__name__}"
+        if not own and planned.shards is None:
+            launcher = hydra.runtime.choices["hydra/launcher"]
+            terminal.show_notes([f"hydra/launcher={launcher} makes one job without shards; shards=K makes K"])
+        folder = folders.resolve(self.config, planned.table)
+        if planned.dry_run:
+            runner.dry_run(planned, Path(folder))
+            return
+        records.check_folder(folders.KEY, folder, sweep=True)
         jobs = planned.shards if planned.shards is not None or own else 1
         launch = None if jobs is None else partial(self._launch, arguments, jobs)
-        runner.run_sweep(planned, Path(hydra.sweep.dir), OmegaConf.to_yaml(self.config), jobs, launch)
+        runner.run_sweep(planned, Path(folder), OmegaConf.to_yaml(self.config), jobs, launch)
 
     def _launch(self, arguments: list[str], shards: int, folder: Path, identity: str) -> list[str]:
         """Train the shards of a sweep in jobs of the launcher; return what was wrong with which, as lines."""
@@ -165,6 +180,6 @@ def _shard(
 ConfigStore.instance().store(
     group="hydra/sweeper",
     name="xor_study",
-    node={"_target_": f"{__name__}.{XORStudySweeper.__name__}"},
+    node={"_target_": f"{__name__}.{XORStudySweeper.__name__}", "params": None},
     provider="xor_study",
 )

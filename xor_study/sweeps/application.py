@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -25,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from xor_study.errors import Parser, StudyError, in_one_line, show
-from xor_study.sweeps import axes, compose, overrides, settings
+from xor_study.sweeps import axes, compose, loading, overrides, settings
 from xor_study.training.spec import KEYS
 
 SWEEPER = "xor_study"
@@ -46,6 +45,9 @@ def main(given: Sequence[str]) -> None:
         arguments = _parsed(given)
         _register()
         flags = _without(given, arguments.overrides)
+        if arguments.config_path:  # to Hydra, relative to this module
+            arguments.config_path = _config_path(arguments.config_path)
+            flags += ["--config-path", arguments.config_path]
         # Hydra reads the command line again by itself, and only with all flags before all overrides.
         sys.argv[1:] = [*flags, *_checked(arguments)]
         hydra.main(
@@ -97,6 +99,14 @@ def _without(given: Sequence[str], removed: Sequence[str]) -> list[str]:
     return [word for word in given if not (left and word == left[0] and left.pop(0))]
 
 
+def _config_path(given: str) -> str:
+    """Return the folder of --config-path, relative to where the command is given."""
+    folder = Path(given.removeprefix("file://")).absolute()
+    if not folder.is_dir():
+        raise StudyError(f"--config-path={given}: no such folder in {Path.cwd()}")
+    return str(folder)
+
+
 def _register() -> None:
     """Make the choices and the sweeper known, also where Hydra does not discover an editable install's plugins."""
     plugins = Plugins.instance()
@@ -111,25 +121,43 @@ def _checked(arguments: argparse.Namespace) -> list[str]:
     texts = list(map(axes.readable, arguments.overrides))
     if arguments.hydra_help or arguments.info or arguments.shell_completion:
         return texts
-    config_dir = Path(arguments.config_path or settings.CONFIG_DIR).absolute()
-    with hydra.initialize_config_dir(str(config_dir), version_base=compose.VERSION_BASE):
-        loader = GlobalHydra.instance().config_loader()
-        if arguments.config_dir:
-            loader = _with_folder(loader, Path(arguments.config_dir))
+    config_name = arguments.config_name or compose.CONFIG_NAME
+    with hydra.initialize_config_dir(
+        arguments.config_path or str(settings.CONFIG_DIR), version_base=compose.VERSION_BASE
+    ):
+        loader = _loader(GlobalHydra.instance().config_loader(), arguments.config_dir, config_name, texts)
         parsed = overrides.parse(texts, loader)
         overrides.check_choices(parsed, loader)
         overrides.check_values(parsed)
-        if _is_sweep(arguments, parsed):
-            return overrides.for_hydra(texts, parsed)  # the sweeper plans the rest, also before anything is written
+        lines = overrides.for_hydra(texts, parsed)
+        if _is_sweep(arguments, parsed, loader, config_name, lines):
+            return texts if arguments.cfg else lines  # the sweeper plans the rest, also before anything is written
         _check_single(loader, texts, arguments)
     return texts
 
 
-def _is_sweep(arguments: argparse.Namespace, parsed: Sequence[Override]) -> bool:
-    """Return whether a command line is a sweep.
+def _loader(loader: ConfigLoader, config_dir: str | None, config_name: str, texts: Sequence[str]) -> ConfigLoader:
+    """Return a loader that finds all that Hydra's own will, with --config-dir and hydra.searchpath."""
+    if config_dir:
+        loader = loading.with_folders(loader, (config_dir,), "--config-dir")
+    given = [text for text in texts if text.startswith("hydra.searchpath=")][:1]  # as Hydra, which takes the first
+    folders = [override.value() for override in overrides.parse(given, loader)]
+    folders += [compose.hydras_own(loader, config_name, "searchpath") or []]
+    return loading.with_folders(loader, loading.strings(folders[0]))
+
+
+def _is_sweep(
+    arguments: argparse.Namespace,
+    parsed: Sequence[Override],
+    loader: ConfigLoader,
+    config_name: str,
+    lines: Sequence[str],
+) -> bool:
+    """Return whether a command line is a sweep, by itself or by a configuration file.
 
     Raises:
-        StudyError: if it is a dry run of another sweeper, or has axes that only ours knows.
+        StudyError: if it is a dry run of another sweeper, has axes that only ours knows, or if what it fixes can't be
+            composed.
     """
     modes = {override.key_or_group: override.value() for override in parsed if not override.is_sweep_override()}
     if modes.get("dry_run") is True and modes.get("hydra/sweeper", SWEEPER) != SWEEPER:
@@ -137,7 +165,15 @@ def _is_sweep(arguments: argparse.Namespace, parsed: Sequence[Override]) -> bool
     for word in arguments.overrides if modes.get("hydra/sweeper", SWEEPER) != SWEEPER else ():
         if axes.is_ours(word):
             raise StudyError(f"{show(word)}: only hydra/sweeper={SWEEPER} knows this axis")
-    return bool(arguments.multirun) or modes.get("hydra.mode") == RunMode.MULTIRUN.name
+    if arguments.multirun or "hydra.mode" in modes:
+        return bool(arguments.multirun or modes["hydra.mode"] == RunMode.MULTIRUN.name)
+    if compose.is_plain(loader, config_name) and not any(compose.is_users(str(key)) for key in modes):
+        return bool(compose.hydras_own(loader, config_name, "mode") == RunMode.MULTIRUN.name)
+    try:
+        config = loader.load_configuration(config_name, list(lines), RunMode.MULTIRUN, validate_sweep_overrides=False)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return False  # planning says what is wrong
+    return bool(config.hydra.mode == RunMode.MULTIRUN)
 
 
 def _check_single(loader: ConfigLoader, texts: Sequence[str], arguments: argparse.Namespace) -> None:
@@ -154,15 +190,6 @@ def _check_single(loader: ConfigLoader, texts: Sequence[str], arguments: argpars
     config = loader.load_configuration(config_name, list(texts), run_mode=RunMode.RUN)
     HydraConfig.instance().set_config(config)
     records.check_folder("hydra.run.dir", config.hydra.run.dir)
-
-
-def _with_folder(loader: ConfigLoader, folder: Path) -> ConfigLoader:
-    """Return a loader that also finds what is in `folder`, as Hydra's own with --config-dir."""
-    if not folder.is_dir():
-        raise StudyError(f"--config-dir={folder}: no such folder")
-    paths = loader.get_search_path()
-    paths.prepend("command-line", f"file://{folder.absolute()}", anchor="schema")
-    return ConfigLoaderImpl(paths)
 
 
 def _task(config: DictConfig) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
@@ -18,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xor_study.errors import StudyError, one_line, show, suggestion
 from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from xor_study.sweeps.loading import PackagedSearchPath, check_numbers
 from xor_study.sweeps.settings import SETTINGS, STUDY
 from xor_study.training.spec import GROUPS, KEYS, guesses
 
@@ -31,6 +33,7 @@ PROVIDER = "xor_study"
 
 def register() -> None:
     """Make a Hydra choice of every entry of the catalogues, holding its parameters with their defaults."""
+    Plugins.instance().register(PackagedSearchPath)
     # Nodes from the catalogues and YAML files mix in one group, and both are listed by tab completion.
     store = ConfigStore.instance()
     for group, catalogue in GROUPS.items():
@@ -68,7 +71,8 @@ def values_of(config: DictConfig) -> dict[str, Any]:
             raise StudyError(f"{group}: its configuration has no name (known: {', '.join(GROUPS[group])})")
     for key, value in flat.items():
         if key not in KEYS and key not in SETTINGS:
-            raise StudyError(f"{key}: unknown key{hint(key)}")
+            package = "; its file must begin with '# @package _global_'"
+            raise StudyError(f"{key}: unknown key{package if isinstance(value, dict) else hint(key)}")
         if isinstance(value, dict | list):
             raise StudyError(f"{key}={show(value)}: must be one value")
     return {KEYS.get(key, key): value for key, value in flat.items()}
@@ -121,8 +125,16 @@ def composed(
     """Return the configuration of each of some combinations of choices, one of each axis.
 
     Composing takes long, so a choice that brings nothing but its own group's node is composed only once, whatever it
-    is combined with.
+    is combined with. A group of the user's may change anything.
+
+    Raises:
+        StudyError: if one can't be composed, or if choices of the user's groups differ in what a sweep has only one of.
     """
+    chosen = [dict(zip(axes, combination, strict=True)) for combination in combinations]
+    if any(is_users(key) for key in (*axes, *(line.partition("=")[0] for line in fixed))):
+        configs = [compose(loader, config_name, fixed, choices) for choices in chosen]
+        _check_alike(configs, [key for key in axes if is_users(key)])
+        return [_without_hydra(config) for config in configs]
     first = tuple((key, choices[0]) for key, choices in axes.items())
     plain_config = is_plain(loader, config_name)
     base, _ = _base(loader, config_name, tuple(fixed), () if plain_config and not fixed else first)
@@ -133,17 +145,50 @@ def composed(
         for choice in choices:
             node = _node(loader, config_name, own, () if plain_config else first, key, choice)
             if node is None:
-                chosen = [dict(zip(axes, combination, strict=True)) for combination in combinations]
                 return [_without_hydra(compose(loader, config_name, fixed, choices)) for choices in chosen]
             nodes[key, choice] = node
     result = []
-    for combination in combinations:
+    for choices_of_one in chosen:
         config = copy.deepcopy(base)  # a node belongs to one configuration: it knows its parent
         with read_write(config):
-            for key, choice in zip(axes, combination, strict=True):
+            for key, choice in choices_of_one.items():
                 config[key] = copy.deepcopy(nodes[key, choice])
         result.append(config)
     return result
+
+
+def is_users(key: str) -> bool:
+    """Return whether an override's key, such as "+experiment", is a config group of the user's own."""
+    name = key.lstrip("+~").partition("@")[0]
+    return name not in ("", *CHOICES, *KEYS, *SETTINGS, STUDY) and not name.startswith(("hydra.", "hydra/"))
+
+
+def _check_alike(configs: Sequence[DictConfig], groups: Sequence[str]) -> None:
+    """Raise StudyError if configurations differ in their settings or choose a study, of which a sweep has one."""
+    if not groups:
+        return
+    for name in SETTINGS:
+        values = dict.fromkeys(config.get(name) for config in configs)
+        if len(values) > 1:
+            raise StudyError(f"{name}: one for the whole sweep, but {groups[0]} sets {', '.join(map(show, values))}")
+    for config in configs:
+        if config.hydra.runtime.choices.get(STUDY) is not None:
+            raise StudyError(f"{groups[0]}: several values, one of which chooses a {STUDY}; give them one by one")
+
+
+@lru_cache(maxsize=64)
+def study_of(loader: ConfigLoader, config_name: str, lines: tuple[str, ...]) -> Any:
+    """Return the study that configuration files choose, or None; `lines` are all that is typed beside it."""
+    if is_plain(loader, config_name) and not any(is_users(line.partition("=")[0]) for line in lines):
+        primary = read_file(loader, config_name)
+        assert primary is not None
+        listed = OmegaConf.select(primary.config, "defaults") or []
+        return next((entry[STUDY] for entry in listed if STUDY in entry), None)
+    try:  # MULTIRUN: choices may be missing that the sweep makes
+        whole = loader.compute_defaults_list(config_name, list(lines), run_mode=RunMode.MULTIRUN)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return None  # composing says what is wrong
+    return whole.overrides.known_choices.get(STUDY)
 
 
 @lru_cache(maxsize=1024)
@@ -181,7 +226,16 @@ def _base(
 def read_file(loader: ConfigLoader, path: str) -> ConfigResult | None:
     """Return a configuration file as it is written, or what stands for one, if Hydra finds it."""
     source = next((source for source in loader.get_sources() if source.is_config(path)), None)
-    return None if source is None else source.load_config(path)
+    if source is None:
+        return None
+    check_numbers(source, path)
+    return source.load_config(path)
+
+
+def hydras_own(loader: ConfigLoader, config_name: str, key: str) -> Any:
+    """Return a value of Hydra's own part of a primary configuration, as it is written there, or None."""
+    primary = read_file(loader, config_name)
+    return None if primary is None else OmegaConf.select(primary.config, f"hydra.{key}")
 
 
 def default_choice(loader: ConfigLoader, config_name: str, fixed: Sequence[str], key: str) -> str:
@@ -216,7 +270,7 @@ def compose(loader: ConfigLoader, config_name: str, fixed: Sequence[str], chosen
     lines = [*fixed, *(f"{group}={choice}" for group, choice in chosen.items())]
     try:
         config = loader.load_configuration(config_name, lines, run_mode=RunMode.RUN)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise StudyError(_composition_error(loader, config_name, lines, error)) from error
     return config
 

@@ -14,7 +14,15 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, QuotedString, RangeSweep
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    Glob,
+    Override,
+    OverrideType,
+    Quote,
+    QuotedString,
+    RangeSweep,
+)
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -22,12 +30,15 @@ from xor_study.engines.names import check_engine
 from xor_study.errors import StudyError, nearest, one_line, show, suggestion
 from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.sweeps import axes
-from xor_study.sweeps.compose import CHOICES, hint, options
+from xor_study.sweeps.compose import CHOICES, hint, is_users, options
 from xor_study.sweeps.settings import FORMATS, LOGS, MOST_SHARDS, SETTINGS, STUDY
 from xor_study.training.spec import GROUPS, KEYS, OWN
 
 CALLABLES = ("hydra.callbacks", "hydra.job_logging", "hydra.hydra_logging")
 """Parts of Hydra's configuration whose values may name any function."""
+
+PARAMS = "hydra.sweeper.params."
+"""Keys of overrides that a sweep begins with, usually in a file."""
 
 MOST_RUNS = 10**7
 """Of one sweep: about the memory that its table takes, 4 GB."""
@@ -60,7 +71,7 @@ def parse(texts: Sequence[str], loader: ConfigLoader) -> list[Override]:
             continue
         if override.is_hydra_override():
             _check_harmless(key, text)
-        else:
+        elif not (is_users(key) and options(loader, key)):
             _check_key(override, text)
         if key == STUDY and key in result:
             both = f"{result[key].input_line} {text}"
@@ -138,8 +149,38 @@ def for_hydra(texts: Sequence[str], parsed: Sequence[Override]) -> list[str]:
         override = by_text.get(text)
         key, _, value = text.partition("=")
         fixed_parameter = override is not None and key in KEYS and "." in key and not override.is_sweep_override()
+        if override is not None and key.lstrip("+").startswith(PARAMS):
+            text = f"++{key.lstrip('+')}={quoted(value) if override.is_sweep_override() else value}"
         result.append(f"{key}=choice({value})" if fixed_parameter else text)
     return result
+
+
+def quoted(value: str) -> str:
+    """Return a text as an override's value that Hydra reads as exactly this text."""
+    return str(QuotedString(text=value, quote=Quote.single).with_quotes())
+
+
+def with_params(params: Mapping[str, Any], typed_lines: Sequence[str]) -> list[str]:
+    """Return a sweep's overrides: those of `hydra.sweeper.params`, then those typed, which win.
+
+    Raises:
+        StudyError: if one is of Hydra's own configuration, of which a sweep has only one.
+    """
+    beside = any(line.startswith(f"{STUDY}=") for line in typed_lines)
+    grid = {key: value for key, value in _flat(params) if not (beside and key == STUDY)}
+    for key in grid:
+        if key.lstrip("+").startswith("hydra"):
+            raise StudyError(f"{PARAMS}{key}: one for the whole sweep; give it outside of the params")
+    return [*typed(grid), *typed_lines]
+
+
+def _flat(params: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield keys with dots: what is typed as hydra.sweeper.params.clip.bound=1 is a mapping in a mapping."""
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{inner}", one) for inner, one in _flat(value))
+        else:
+            yield key, value
 
 
 def check_log(log: str, sweep: bool) -> None:
@@ -232,7 +273,7 @@ def check_sweep(override: Override, allowed: bool) -> None:
         raise StudyError(f"{text}: {key} has one value for the whole sweep")
     if override.is_interval_sweep() or not override.is_discrete_sweep():
         raise StudyError(f"{text}: needs another sweeper; here use a list (a,b,c), range(start,stop,step) or glob(*)")
-    if isinstance(override._value, Glob) and key not in (*CHOICES, STUDY, *NAMED):
+    if isinstance(override._value, Glob) and key not in (*CHOICES, STUDY, *NAMED) and not is_users(key):
         raise StudyError(f"{text}: glob chooses among names ({', '.join([*CHOICES, *NAMED])})")
 
 
@@ -251,13 +292,14 @@ def _swept(override: Override) -> Iterator[Any]:
 def check_choices(parsed: Sequence[Override], loader: ConfigLoader) -> None:
     """Raise StudyError unless every group that is set to one choice has it."""
     for override in parsed:
-        if not override.is_sweep_override():
+        if not override.is_sweep_override() and not override.is_delete():
             check_choice(override.key_or_group, unquoted(override.value()), loader)
 
 
 def check_choice(key: str, value: Any, loader: ConfigLoader) -> None:
     """Raise StudyError if `key` is a group that has no choice `value`."""
-    if key in (*CHOICES, STUDY):
+    users = is_users(key) and not isinstance(value, list) and "/" not in str(value)  # else for Hydra to say
+    if key in (*CHOICES, STUDY) or users:
         known = options(loader, key)
         if value not in known:
             end = suggestion(str(value), known) if key != "activation" else _activation_hint(str(value), known)

@@ -33,16 +33,19 @@ from xor_study.sweeps.compose import (
     composed,
     default_choice,
     is_plain,
+    is_users,
     leaves,
     no_parameter,
     read_file,
     register,
+    study_of,
     values_of,
 )
 from xor_study.sweeps.overrides import (
     MOST_RUNS,
     axis,
     check_choice,
+    check_choices,
     check_format,
     check_log,
     check_mode,
@@ -52,7 +55,6 @@ from xor_study.sweeps.overrides import (
     parse,
     refers,
     typed,
-    unquoted,
 )
 from xor_study.sweeps.settings import CONFIG_DIR, SETTINGS, STUDY
 from xor_study.training.spec import FIELDS, KEYS, OWN, deciding_group, rules
@@ -137,7 +139,7 @@ def plan(loader: ConfigLoader, overrides: Sequence[str], *, sweep: bool, config_
         distinct = distinct.take(np.argsort(cells[~repeated.to_numpy()], kind="stable")).reset_index(drop=True)
     if engine == "lanes":  # asked for by name, so falling back to another engine would be wrong
         check_compilable(distinct, device)
-    axes = tuple(dict.fromkeys(axis for grid in grids for axis in grid.axes))
+    axes = tuple(dict.fromkeys(axis for grid in grids for axis in grid.axes if not is_users(axis)))
     remarks = tuple(dict.fromkeys(filter(None, (range_note(override) for line in lines for override in line))))
     return Plan(distinct, axes, **settings, duplicates=len(table) - len(distinct), remarks=remarks, until=until)
 
@@ -159,12 +161,17 @@ def _lines(parsed: Sequence[Override], loader: ConfigLoader, config_name: str, s
     beside = [override for override in parsed if override.key_or_group != STUDY]
     for override in parsed:
         if override.key_or_group == STUDY:
-            if not sweep:
-                raise StudyError(f"{show(override.input_line)}: a study is many runs; add -m (--multirun)")
-            names = axis(override, allowed=True)
-            grids = [grid for name in names for grid in _grids_of_file(name, loader, config_name)]
-            return [merged(parse(typed(grid), loader), beside) for grid in grids]
-    return [beside]
+            text, names = str(override.input_line), axis(override, allowed=True)
+            break
+    else:
+        name = study_of(loader, config_name, tuple(str(override.input_line) for override in beside))
+        if name is None:
+            return [beside]
+        text, names = f"{STUDY}={name}", [name]
+    if not sweep:
+        raise StudyError(f"{show(text)}: a study is many runs; add -m (--multirun)")
+    grids = [grid for name in names for grid in _grids_of_file(name, loader, config_name)]
+    return [merged(parse(typed(grid), loader), beside) for grid in grids]
 
 
 def _agreed(settings: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -314,7 +321,7 @@ class _Product:
                     levels[key] = [*levels[key], default(key)]
                     own = np.where(own < 0, len(levels[key]) - 1, own)
                 codes[key] = own[at].astype(np.int32)
-        choices = {key: levels[key] for key in levels if key in CHOICES}
+        choices = {key: levels[key] for key in levels if _is_group(key)}
         number = np.zeros(rows, np.intp)
         for key, names in choices.items():
             number = number * len(names) + codes[key]
@@ -326,11 +333,15 @@ class _Product:
     @property
     def values(self) -> list[str]:
         """The keys that are no groups."""
-        return [key for key in self.levels if key not in CHOICES]
+        return [key for key in self.levels if not _is_group(key)]
 
     def column(self, key: str, rows: NDArray[np.intp]) -> tuple[list[Any], NDArray[np.int32]]:
         """Return the levels of a key and which of them some combinations have."""
         return self.levels[key], self.codes[key][rows]
+
+
+def _is_group(key: str) -> bool:
+    return key in CHOICES or is_users(key)
 
 
 def _coded(column: Sequence[Any]) -> tuple[NDArray[np.intp], list[Any]]:
@@ -351,21 +362,27 @@ def _axes(
     Raises:
         StudyError: if a choice is unknown, or if there are too many runs.
     """
-    as_data = is_plain(loader, config_name) and not any(map(refers, parsed))
+    as_data = is_plain(loader, config_name) and not any(
+        refers(override) or is_users(override.key_or_group) for override in parsed
+    )
     axes: dict[str, Any] = {}
     fixed: list[str] = []
     for override in parsed:
-        key = override.key_or_group
+        name = override.key_or_group
         if isinstance(override._value, Design):
             check_sweep(override, sweep)
-            axes[key] = override._value
+            axes[name] = override._value
             continue
+        key = str(override.get_key_element()) if is_users(name) else name  # such as "+experiment"
         if override.is_sweep_override() or (as_data and is_data(override)):
             axes[key] = axis(override, sweep)
         else:
             fixed.append(override.input_line or "")
-        for value in axes[key] if key in axes else [unquoted(override.value())]:
-            check_choice(key, value, loader)
+        if key in axes:
+            for value in axes[key]:
+                check_choice(name, value, loader)
+        else:
+            check_choices([override], loader)
     runs = math.prod(map(len, axes.values()))
     if runs > MOST_RUNS:
         raise StudyError(f"{' '.join(axes)}: {runs} runs in one sweep, must be at most {MOST_RUNS}")
@@ -383,9 +400,11 @@ def _values(config: DictConfig, axes: Mapping[str, Sequence[Any]]) -> tuple[dict
 
 def _with_seeds(table: pd.DataFrame, seeds: Sequence[Any], inner: int) -> pd.DataFrame:
     """Return a checked table with every `inner` rows repeated for every seed."""
-    whole = all(type(seed) is int for seed in seeds)
-    for seed in (min(seeds), max(seeds)) if whole else seeds:
-        OWN["seed"].check(seed, "seed")
+    if all(type(seed) is int for seed in seeds):
+        for seed in (min(seeds), max(seeds)):
+            OWN["seed"].check(seed, "seed")
+    else:
+        seeds = [OWN["seed"].check(seed, "seed") for seed in seeds]
     blocks = np.arange(len(table)).reshape(-1, 1, inner)
     repeated = table.take(np.repeat(blocks, len(seeds), axis=1).reshape(-1)).reset_index(drop=True)
     repeated["seed"] = np.tile(np.repeat(np.array(seeds, np.int64), inner), len(blocks))
@@ -420,7 +439,7 @@ def _expand(
         columns[field][:-1] = levels
         columns[field] = columns[field][codes]
     # Last: a value such as ${lr} must see the axes, which have replaced what was composed.
-    columns |= _interpolated(config, given, columns, rows)
+    columns |= _interpolated(config, {key: levels for key, (levels, _) in given.items()}, columns, rows)
     return pd.DataFrame(columns, dtype=object)
 
 
@@ -442,7 +461,7 @@ def _interpolated(
     seen: dict[tuple[Any, ...], dict[str, Any]] = {}
     relative = any("${." in text for text in raw.values())
     named = {key: any(re.search(rf"\b{re.escape(key)}\b", text) for text in raw.values()) for key in axes}
-    mentioned = [key for key in axes if relative or named[key]]
+    mentioned = [key for key in axes if relative or named[key] or KEYS[key] in raw]
     for row in range(rows):
         combination = tuple(columns[KEYS[key]][row] for key in mentioned)
         if combination not in seen:
@@ -455,6 +474,12 @@ def _interpolated(
 
 
 def _references(config: DictConfig, axes: Mapping[str, Sequence[Any]]) -> dict[str, str]:
-    """Return the values that refer to others, as they are written, by field."""
+    """Return the values that refer to others, as they are written, by field; of an axis, all such values as one."""
     raw = [(key, value) for key, value in leaves(config) if key in KEYS and key not in axes]
-    return {KEYS[key]: value for key, value in raw if isinstance(value, str) and "${" in value}
+    worded = [key for key in axes if key in KEYS and str in set(map(type, axes[key]))]
+    raw += [(key, " ".join(filter(_is_reference, axes[key]))) for key in worded]
+    return {KEYS[key]: value for key, value in raw if _is_reference(value)}
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value

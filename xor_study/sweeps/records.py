@@ -19,6 +19,7 @@ from xor_study.errors import StudyError
 from xor_study.files import ROWS_AT_ONCE, write_atomically, write_pieces, write_table
 from xor_study.model.data import CORNERS
 from xor_study.sweeps import parquet
+from xor_study.sweeps.folders import moved
 from xor_study.sweeps.parts import Merged
 from xor_study.sweeps.provenance import provenance
 from xor_study.sweeps.settings import FORMATS
@@ -57,13 +58,6 @@ def runs_table(result: Result) -> pd.DataFrame:
     return result.runs.assign(**provenance())
 
 
-def hints(folder: Path, command: str) -> dict[str, str]:
-    """Return commands for who has a sweep's table before him, by what they are for."""
-    name = shlex.quote(str(folder))
-    found = {"this table again, and as a figure": f"xor-study show {name} --figure"}
-    return found | ({"resume or extend it": command} if command else {})
-
-
 def read_plan(folder: Path) -> dict[str, Any]:
     """Return what `plan.json` says, or nothing if the folder has none that can be read."""
     try:
@@ -71,6 +65,13 @@ def read_plan(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return plan if isinstance(plan, dict) else {}
+
+
+def hints(folder: Path, command: str) -> dict[str, str]:
+    """Return commands for who has a sweep's table before him, by what they are for; its folder may have been moved."""
+    name = shlex.quote(str(folder))
+    found = {"this table again, and as a figure": f"xor-study show {name} --figure"}
+    return found | ({"resume or extend it": moved(folder, command)} if command else {})
 
 
 def write_plan(folder: Path, plan: Mapping[str, Any]) -> None:

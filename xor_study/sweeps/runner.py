@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from xor_study.files import write_atomically, write_table
 from xor_study.model.data import CORNERS
 from xor_study.model.losses import LOSSES
 from xor_study.model.network import plane
-from xor_study.sweeps import records, terminal
+from xor_study.sweeps import folders, records, terminal
 from xor_study.sweeps.adaptive import described, rounds, summary
 from xor_study.sweeps.axes import as_typed
 from xor_study.sweeps.chunks import estimate
@@ -189,8 +188,7 @@ def _command(folder: Path) -> str:
     """Return the command line that resumes a sweep: the one that was given, in this folder."""
     script = Path(sys.argv[0]).name
     own = ["xor-study"] if script == "xor-study" else ["python", "-m", "xor_study.run"]
-    named = any(argument.startswith("hydra.sweep.dir=") for argument in sys.argv[1:])
-    return shlex.join([*own, *map(as_typed, sys.argv[1:]), *([] if named else [f"hydra.sweep.dir={folder}"])])
+    return folders.command_in(folder, [*own, *map(as_typed, sys.argv[1:])])
 
 
 def run_shard(planned: Plan, folder: Path, shards: int, shard: int, identity: str) -> None:

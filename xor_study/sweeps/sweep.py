@@ -28,7 +28,7 @@ from xor_study.engines import AUTO, train_batches
 from xor_study.engines.results import Measured, Progress
 from xor_study.errors import StudyError, interrupts_held
 from xor_study.files import sweep_up
-from xor_study.sweeps import records
+from xor_study.sweeps import records, values
 from xor_study.sweeps.chunks import Chunk, Chunks, chunked
 from xor_study.sweeps.locks import Lock, Locks, wait_for
 from xor_study.sweeps.parts import NO_RUNS, Part, Parts, cells_of, outcomes
@@ -106,15 +106,26 @@ class Sweep:
         self.parts.path.mkdir(parents=True, exist_ok=True)
         with self._lock():
             self.parts.scan()
+            kept, now = records.read_plan(self.folder), values.kept(self.table)
+            changed = values.changed_default(kept, now)
+            if changed is not None and (self.parts.others or self.parts.done.any()):
+                raise StudyError(f"hydra.sweep.dir={self.folder}: {changed}; choose another folder")
             before = self._before()
             if before != self.identity and self.parts.others:
                 raise StudyError(
                     f"hydra.sweep.dir={self.folder}: holds {self.parts.others} runs that this command does not ask "
-                    "for; choose another folder or include them"
+                    f"for; choose another folder or include them{values.differences(kept, now)}"
                 )
             if (self.folder / records.RUNS).exists() and not self.parts.done.any():
                 raise StudyError(f"hydra.sweep.dir={self.folder}: holds {records.RUNS} without its parts; move it away")
-            about = {"identity": self.identity, "runs": len(self.table), "command": command, "axes": axes, **more}
+            about = {
+                "identity": self.identity,
+                "runs": len(self.table),
+                "command": command,
+                "axes": axes,
+                **now,
+                **more,
+            }
             _, cells = cells_of(self.table)
             if len(cells) <= MOST_CELLS:
                 about["cells"] = cells_to_json(cells)

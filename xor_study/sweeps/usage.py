@@ -44,6 +44,7 @@ Examples
   xor-study -m study=mechanism dry_run=true                         what would run, and about how long
 
 --help choices lists all names with their parameters; --cfg job shows a composed configuration; --version;
+--config-dir FOLDER finds your own studies, choices and experiments (+experiment=NAME), as Hydra does;
 -sc install=bash prints a script for tab completion (also zsh, fish); --hydra-help lists Hydra's own flags.
 """
 
