@@ -56,7 +56,7 @@ def detectable_difference(pairs: int, comparisons: int = 1) -> float | None:
 
     Example:
         >>> round(detectable_difference(400), 3)
-        0.101
+        0.102
     """
     if _power(1.0, pairs, ALPHA / comparisons) < POWER:
         return None
