@@ -51,7 +51,7 @@ def test_an_own_default_that_has_changed_is_named(tmp_path: Path, monkeypatch: p
     again = Sweep(
         table_of(pd.DataFrame({"epochs": 1, "iterations": 5, "lr": [0.1, 1.0]})), "auto", "cpu", None, tmp_path
     )
-    assert list(again.ids) == list(before.ids)  # by which the runs would have been taken for these
+    assert list(again.parts.run_ids) == list(before.parts.run_ids)  # by which the runs would have been taken for these
 
 
 def test_a_parameters_default_that_has_changed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from xor_study.errors import StudyError, one_line, show, suggestion
 from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.sweeps.loading import PackagedSearchPath, check_numbers
-from xor_study.sweeps.settings import SETTINGS, STUDY
+from xor_study.sweeps.settings import SETTINGS, STUDY, defaults
 from xor_study.training.spec import GROUPS, KEYS, guesses
 
 CONFIG_NAME, VERSION_BASE = "config", "1.3"
@@ -59,7 +59,8 @@ def values_of(config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise StudyError(f"{error.full_key}: {one_line(error)}") from error
     assert isinstance(nested, dict)
-    flat: dict[str, Any] = {}
+    # A primary configuration of a user's need not name the settings, of which a later version may have more.
+    flat: dict[str, Any] = {name: defaults()[name] for name in SETTINGS}
     for key, value in nested.items():
         if isinstance(value, dict) and key in CHOICES:
             flat |= {f"{key}.{name}": inner for name, inner in value.items()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 SETTINGS = ("engine", "device", "threads", "log", "shards", "format", "dry_run", "note")
 """What is the same for a whole sweep and not part of a run."""
@@ -21,3 +23,13 @@ STUDY = "study"
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIG_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 """Inside the package in a wheel, beside it in a checkout."""
+
+
+@cache
+def defaults() -> dict[str, Any]:
+    """Return the default of each key, from the packaged configuration."""
+    import yaml
+
+    config: dict[str, Any] = yaml.safe_load((CONFIG_DIR / "config.yaml").read_text())
+    groups = [entry for entry in config["defaults"] if isinstance(entry, dict)]
+    return config | {key: value for entry in groups for key, value in entry.items()}

@@ -6,12 +6,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import yaml
-
 from xor_study.errors import StudyError, show
 from xor_study.model.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from xor_study.model.catalogue import Catalogue, Preset
-from xor_study.sweeps.settings import CONFIG_DIR, LOGS
+from xor_study.sweeps.settings import CONFIG_DIR, LOGS, defaults
 from xor_study.training.spec import GROUPS, LARGEST
 
 _TEXT = """\
@@ -85,16 +83,9 @@ def text(topics: Sequence[str] = ()) -> str:
     """
     if topics:
         raise StudyError(f"--help {show(topics[0])}: the only topic is choices; see xor-study --help")
-    defaults = _defaults()
-    lines = [f"  {f'{key}={show(defaults[key])}':<29} {meaning}" for key, meaning in _MEANINGS.items()]
+    values = defaults()
+    lines = [f"  {f'{key}={show(values[key])}':<29} {meaning}" for key, meaning in _MEANINGS.items()]
     return _TEXT.format(fields="\n".join(lines[:_FIELDS]), settings="\n".join(lines[_FIELDS:])).rstrip()
-
-
-def _defaults() -> dict[str, Any]:
-    """Return the default of each key, from the configuration."""
-    config: dict[str, Any] = yaml.safe_load((CONFIG_DIR / "config.yaml").read_text())
-    groups = [entry for entry in config["defaults"] if isinstance(entry, dict)]
-    return config | {key: value for entry in groups for key, value in entry.items()}
 
 
 def choices() -> str:
