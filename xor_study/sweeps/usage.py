@@ -31,7 +31,7 @@ usage: xor-study [KEY=VALUE ...]                 train one network
   conformance [FILE]   replay recorded training of the real Axon (--versions: which are affected)
 
 The network and its training (KEY=VALUE; with -m also lists a,b,c, range(start,stop,step), glob(*),
-logspace(1e-4,1,9); 'zip(lr=0.1,1; gain=1,2)', 'ofat(lr=1,2; gain=3)', 'sobol(lr=1e-4..1 log, gain=1..9; n=64)')
+logspace(1e-4,1,9); 'zip(lr=1,2; gain=1,2)', 'ofat(lr=1,2; gain=3)', 'sobol(lr=1e-4..1 log, gain=1..9; n=8)')
 {fields}
 
 How it is run
@@ -39,13 +39,11 @@ How it is run
 
 Examples
   xor-study optimizer=adam lr=0.01 seed=3 hydra.run.dir=my_folder
-  xor-study loss=axon_0_6_1 seed=109 log=axon                       the failure as its author saw it
   xor-study -m optimizer=sgd,adam lr=0.001,0.01,0.1,1 seed='range(0,20)'
   xor-study -m study=mechanism dry_run=true                         what would run, and about how long
 
---help choices lists all names with their parameters; --cfg job shows a composed configuration; --version;
---config-dir FOLDER finds your own studies, choices and experiments (+experiment=NAME), as Hydra does;
--sc install=bash prints a script for tab completion (also zsh, fish); --hydra-help lists Hydra's own flags.
+--help choices: all names, parameters; --cfg job: the composed configuration; --hydra-help: Hydra's flags;
+--config-dir FOLDER: your own studies, and +experiment=NAME; -sc install=bash: tab completion; --version
 """
 
 _MEANINGS = {
