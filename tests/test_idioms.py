@@ -29,7 +29,7 @@ from xor_study.training.table import plain, table_of
 def ours(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
     """Return the runs that a command line plans."""
     planned: list[Plan] = []
-    monkeypatch.setattr(runner, "dry_run", lambda plan, folder: planned.append(plan))
+    monkeypatch.setattr(runner, "dry_run", lambda plan, folder=None: planned.append(plan))
     monkeypatch.setattr(sys, "argv", ["xor-study", *arguments, "dry_run=true"])
     run.main()
     return planned[0].table

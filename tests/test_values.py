@@ -13,7 +13,7 @@ from xor_study import RunSpec, StudyError, run
 from xor_study.sweeps import values
 from xor_study.sweeps.sweep import Sweep
 from xor_study.training.spec import DECLARED, KEYS, OWN
-from xor_study.training.table import table_of
+from xor_study.training.table import run_ids, table_of
 
 
 def sweep(folder: Path, *, train: bool = True, **columns: Any) -> Sweep:
@@ -39,7 +39,8 @@ def test_a_plan_keeps_all_values_defaults_too(tmp_path: Path) -> None:
 
 
 def test_an_own_default_that_has_changed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = sweep(tmp_path, lr=[0.1, 1.0])
+    table = table_of(pd.DataFrame({"epochs": 1, "iterations": 5, "lr": [0.1, 1.0]}))
+    sweep(tmp_path, lr=[0.1, 1.0])
     plan = (tmp_path / "plan.json").read_bytes()
     monkeypatch.setitem(OWN, "gain", replace(OWN["gain"], default=2.0))
     message = r"gain was 1 by default when its runs were made and is 2 now; choose another folder"
@@ -48,10 +49,11 @@ def test_an_own_default_that_has_changed_is_named(tmp_path: Path, monkeypatch: p
     with pytest.raises(StudyError, match=message):
         sweep(tmp_path, lr=[0.1, 1.0], gain=1.0)
     assert (tmp_path / "plan.json").read_bytes() == plan
-    again = Sweep(
-        table_of(pd.DataFrame({"epochs": 1, "iterations": 5, "lr": [0.1, 1.0]})), "auto", "cpu", None, tmp_path
-    )
-    assert list(again.parts.run_ids) == list(before.parts.run_ids)  # by which the runs would have been taken for these
+    # The runs would have been taken for the new ones, which have their ids.
+    monkeypatch.undo()
+    ids = list(run_ids(table))
+    monkeypatch.setitem(OWN, "gain", replace(OWN["gain"], default=2.0))
+    assert list(run_ids(table.assign(gain=2.0))) == ids
 
 
 def test_a_parameters_default_that_has_changed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
