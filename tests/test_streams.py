@@ -52,3 +52,9 @@ def test_hydra_is_not_to_print_its_own_errors(folder: Path) -> None:
     assert code == 1
     assert err.startswith("error: hydra.sweep.dir=été: holds 2 runs that this command does not ask for")
     assert err.count("\n") == 1
+
+
+def test_an_autopsy_keeps_to_standard_error(folder: Path) -> None:
+    (folder / "program.py").write_text("import torch\nprint(torch.zeros(1).log().item())\n")
+    assert command(folder, "autopsy program.py", ">out 2>&-") == (0, "")
+    assert (folder / "out").read_text() == "-inf\n"
