@@ -219,9 +219,8 @@ def test_a_job_that_does_not_see_the_folder_says_so_and_makes_none(
     """As on a host that lacks the shared file system: the job's folder is another one."""
     run_shard = runner.run_shard
 
-    def elsewhere(sweep: Sweep, shard: int, identity: str) -> None:
-        sweep.folder = tmp_path / "not_shared/sweep"
-        run_shard(sweep, shard, identity)
+    def elsewhere(planned: Any, folder: Path, *more: Any) -> None:
+        run_shard(planned, tmp_path / "not_shared/sweep", *more)
 
     monkeypatch.setattr(runner, "run_shard", elsewhere)
     monkeypatch.chdir(tmp_path)

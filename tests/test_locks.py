@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from processes import RUNS_OF_A_BATCH, Command, start
 
-from xor_study import run
+from xor_study import RunSpec, run
+from xor_study.engines import train_batches
 from xor_study.sweeps import locks
 from xor_study.sweeps.locks import Locks
 from xor_study.sweeps.process import Process
+from xor_study.training.table import table_of
 
 STUDY = ["-m", "epochs=2", "iterations=100", "optimizer=sgd,adam", "lr=0.1,1", "seed=range(0,100)"]
 RUNS = 400
@@ -82,14 +84,24 @@ def test_a_process_that_waits_says_for_whom_and_what_frees_it(
     assert same(tmp_path / "sweep", reference)
 
 
-def test_a_process_claims_the_batch_that_it_trains(reference: Path, tmp_path: Path) -> None:
-    """Another may be claimed when a thread is free for it, and a third be on its way to the disk."""
-    command, most = start([*HERE, "threads=1"], tmp_path), 0
-    while command.process.is_alive():
-        most = max(most, len(list((tmp_path / "sweep/parts").glob("*.holder"))))
-    assert command.wait() == 0
-    assert 1 <= most <= 2
-    assert not list((tmp_path / "sweep").rglob("*.holder"))
+def test_a_batch_is_claimed_when_a_thread_is_free_for_it() -> None:
+    """One may be trained and not handed over yet, whatever is compiled ahead; one that is not claimed is left out."""
+    tables = [table_of([RunSpec(epochs=1, iterations=50, seed=seed)]) for seed in range(8)]
+    ahead: list[int] = []
+    taken: set[int] = set()
+    trained: list[int] = []
+
+    def begin(key: int) -> bool:
+        ahead.append(len(taken) - len(trained))
+        if key != 3:
+            taken.add(key)
+        return key != 3
+
+    for key, _ in train_batches(enumerate(tables), threads=1, advance=lambda steps, measures: None, begin=begin):
+        trained.append(key)
+    assert trained == [0, 1, 2, 4, 5, 6, 7]
+    assert len(ahead) == 8
+    assert max(ahead) <= 1
 
 
 def test_two_processes_take_turns(tmp_path: Path) -> None:

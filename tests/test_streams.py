@@ -48,7 +48,14 @@ def test_an_ascii_console(arguments: str, folder: Path) -> None:
 
 
 def test_hydra_is_not_to_print_its_own_errors(folder: Path) -> None:
-    code, err = command(folder, "-m seed=0,1 hydra.sweep.dir=été lr=0.3", HYDRA_FULL_ERROR="0")
+    code, err = command(folder, f"{STUDY} lr=0.3", HYDRA_FULL_ERROR="0")
     assert code == 1
-    assert err.startswith("error: hydra.sweep.dir=été: holds 2 runs that this command does not ask for")
+    assert err.startswith("error: hydra.sweep.dir=été: ")
+    assert "choose another folder" in err
     assert err.count("\n") == 1
+
+
+def test_an_autopsy_keeps_to_standard_error(folder: Path) -> None:
+    (folder / "program.py").write_text("import torch\nprint(torch.zeros(1).log().item())\n")
+    assert command(folder, "autopsy program.py", ">out 2>&-") == (0, "")
+    assert (folder / "out").read_text() == "-inf\n"

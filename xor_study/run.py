@@ -45,10 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     word = given[0] if given else ""
+    _open_streams()
     if word == AUTOPSY:
         autopsy(given[1:])
         return
-    _mend_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a console of any encoding can show any text
     with in_one_line(), _collector_paused():
         if word in COMMANDS:
             pkgutil.resolve_name(COMMANDS[word])(given[1:])
@@ -68,18 +71,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             application.main(given)
 
 
-def _mend_streams() -> None:
-    """Open those of the standard streams that are closed, and let a console of any encoding show any text."""
+def _open_streams() -> None:
+    """Open those of the standard streams that are closed."""
     # A file that is opened later would get the number of a closed stream, and with it all that is printed.
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
     for number, name in ((1, "stdout"), (2, "stderr")):
-        stream = getattr(sys, name)
-        if stream is None:
+        if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115  # as long as the process
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def autopsy(arguments: Sequence[str]) -> None:
