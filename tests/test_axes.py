@@ -58,7 +58,12 @@ def test_ranges_go_in_decimal_steps_without_the_end(loader: ConfigLoader, given:
 
 def test_a_shuffled_range_has_the_same_values(loader: ConfigLoader) -> None:
     assert sorted(sweep(loader, "lr=shuffle(range(0.1,0.4,0.1))").table["lr"]) == [0.1, 0.2, 0.3]
-    assert sorted(sweep(loader, "seed=shuffle(range(0,50))").table["seed"]) == list(range(50))
+    seeds = sweep(loader, "seed=shuffle(range(0,50))").table["seed"].tolist()
+    assert sorted(seeds) == list(range(50)) != seeds
+    assert sweep(loader, "seed=shuffle(range(0,50))").table["seed"].tolist() == seeds  # in each job, and when resumed
+    names = sweep(loader, "optimizer=shuffle(sgd,adam,nadam,adagrad)").table["optimizer"].tolist()
+    assert sorted(names) == ["adagrad", "adam", "nadam", "sgd"]
+    assert sweep(loader, "optimizer=shuffle(sgd,adam,nadam,adagrad)").table["optimizer"].tolist() == names
 
 
 def test_where_hydras_range_differs_is_said_once(loader: ConfigLoader) -> None:

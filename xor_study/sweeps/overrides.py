@@ -282,9 +282,12 @@ def _swept(override: Override) -> Iterator[Any]:
     given, key = override._value, override.key_or_group
     if isinstance(given, Glob) and key in NAMED:
         override = replace(override, _value=ChoiceSweep(list=given.filter(list(NAMED[key]))))
-    if isinstance(given, RangeSweep):
-        values = list(axes.range_values(given)) if given.shuffle else axes.range_values(given)
-        yield from random.sample(values, len(values)) if isinstance(values, list) else values
+    if isinstance(given, ChoiceSweep | RangeSweep) and given.shuffle:
+        values = list(_swept(replace(override, _value=replace(given, shuffle=False))))
+        # The same order in every process of a sweep, and when it is resumed.
+        yield from random.Random(override.input_line).sample(values, len(values))
+    elif isinstance(given, RangeSweep):
+        yield from axes.range_values(given)
     else:
         yield from map(unquoted, override.sweep_iterator())
 
