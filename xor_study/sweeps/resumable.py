@@ -13,8 +13,6 @@ import pandas as pd
 from xor_study import engines
 from xor_study.engines.results import Progress, Result, described
 from xor_study.errors import StudyError
-from xor_study.sweeps import records
-from xor_study.sweeps.sweep import Sweep
 from xor_study.training.spec import RunSpec
 from xor_study.training.table import run_ids, table_of
 
@@ -91,6 +89,9 @@ def _in_folder(
     folder: str,
 ) -> Result:
     """Train what is missing of a checked table in a folder, and return all of it from there."""
+    from xor_study.sweeps import records
+    from xor_study.sweeps.sweep import Sweep  # it loads LLVM, which training in memory with engine="plain" is spared
+
     engines.check_device(device)
     engines.check_engine(engine, device, threads)
     ids = run_ids(table)
