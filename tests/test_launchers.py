@@ -191,9 +191,9 @@ def processes_below(pid: int) -> set[int]:
     return {other for other in every if pid in Process.of(other).ancestors}
 
 
-@pytest.mark.parametrize(("launcher", "shards"), [("joblib", 1), ("joblib", 2), ("submitit_local", 2)])
-def test_workers_end_with_a_driver_that_is_killed(launcher: str, shards: int, tmp_path: Path) -> None:
-    arguments = [*LONGER, "hydra.sweep.dir=sweep", f"shards={shards}"]
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_workers_end_with_a_driver_that_is_killed(launcher: str, tmp_path: Path) -> None:
+    arguments = [*LONGER, "hydra.sweep.dir=sweep", "shards=4"]
     process = popen(tmp_path, *arguments, f"hydra/launcher={launcher}")
     while not list((tmp_path / "sweep/parts").glob("*.npz")):
         assert process.poll() is None
@@ -205,7 +205,7 @@ def test_workers_end_with_a_driver_that_is_killed(launcher: str, shards: int, tm
     while any(worker.state != "dead" for worker in below):
         time.sleep(0.1)
     kept = len(list((tmp_path / "sweep/parts").glob("*.npz")))
-    assert kept < 24 / shards
+    assert kept < 4
     process.communicate()
     resumed = processes.start([*LONGER, "hydra.sweep.dir=sweep"], tmp_path)
     assert (resumed.wait(), resumed.err) == (0, "")

@@ -87,6 +87,7 @@ class XORStudySweeper(Sweeper):
             hydra_context=HydraContext(loader, callbacks), task_function=task, config=self.config
         )
         _join_cluster(launcher)
+        _no_idle_workers(launcher, shards)
         before = set(_submitted(self.config.hydra.launcher))
         try:
             # Without a folder of its own: Hydra would make it where the sweep's folder is not shared.
@@ -108,6 +109,18 @@ def _join_cluster(launcher: Any) -> None:
     init = getattr(getattr(launcher, "ray_cfg", None), "init", None)
     if init is not None and (init.get("address") or os.environ.get("RAY_ADDRESS")):
         init.setdefault("object_store_memory", None)
+
+
+def _no_idle_workers(launcher: Any, shards: int) -> None:
+    """Let hydra-joblib-launcher start no more workers than there are jobs.
+
+    One that never gets a job does not know the driver, and would outlive one that is killed by five minutes.
+    """
+    settings = getattr(launcher, "joblib", None)
+    if isinstance(settings, dict) and "n_jobs" in settings:
+        from joblib import effective_n_jobs
+
+        settings["n_jobs"] = min(effective_n_jobs(int(settings["n_jobs"])), shards)
 
 
 def _submitted(launcher: DictConfig) -> list[Path]:
