@@ -67,7 +67,7 @@ def test_the_runs_are_those_of_a_plain_sweep(reference: tuple[Path, float], tmp_
     pd.testing.assert_frame_equal(restricted, part)
 
 
-@pytest.mark.parametrize("trial", range(3))
+@pytest.mark.parametrize("trial", range(2))
 def test_killed_at_any_two_moments(trial: int, reference: tuple[Path, float], tmp_path: Path) -> None:
     moments = random.Random(trial)
     for _ in range(2):
