@@ -23,7 +23,7 @@ def check_engine(name: str, device: str = "cpu", threads: int | None = None) -> 
     Args:
         name: one of `ENGINES`, or "auto".
         device: a name of a device; whether there is such a device is for `check_device` to find out.
-        threads: see `engines.train`.
+        threads: see `xor_study.train`.
 
     Raises:
         StudyError: if there is no such engine, or if it can't use the device or several threads.

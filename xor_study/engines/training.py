@@ -63,37 +63,11 @@ def train(
     initial: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
-    """Train networks and return their outcomes, measures, losses and parameters.
-
-    Args:
-        runs: one spec, several, or a table with a column for each field; missing columns and cells mean the default.
-        engine: "plain", "vmap", "lanes", or "auto": lanes for the runs it can compile, vmap for the others, with a
-            `FallbackWarning`.
-        device: "cpu", "cuda" or "cuda:N".
-        threads: threads of the lanes engine; None for one on each core. The results do not depend on it.
-        every_step: keep the observations of every step as `Result.history`, not only a few dozen losses.
-        snapshots: numbers of steps, from 1, whose parameters, gradients and logits to keep as `Result.snapshots`.
-        batches: recorded inputs (x1, x2) for all runs, shape (steps, samples) each, instead of those of their seeds.
-        initial: initial parameters by name, shape (*shape) or (runs, *shape), instead of those of the seeds. A run_id
-            identifies the spec alone: it does not change with given batches or parameters.
-        progress: called several times a second and at the end, always with the same object.
+    """Train networks in memory; `xor_study.train`, which also saves what it trains, says what the arguments are.
 
     Raises:
         StudyError: if a value is not allowed, before anything is trained; with engine="lanes", also if a run can't be
             compiled.
-
-    Example:
-        >>> from xor_study import RunSpec, train
-        >>> specs = [RunSpec(lr=lr, epochs=1, iterations=200) for lr in (0.01, 1.0)]
-        >>> result = train(specs, engine="vmap")
-        >>> result
-        <Result of 2 runs: 1 solved, 1 unsolved; engine vmap>
-        >>> result.runs[["lr", "outcome"]]
-             lr   outcome
-        0  0.01  unsolved
-        1  1.00    solved
-        >>> result.network(1)(torch.tensor([[0.0, 1.0]])).round().item()
-        1.0
     """
     table = table_of([runs] if isinstance(runs, RunSpec) else runs)
     return train_table(
@@ -119,7 +93,7 @@ def train_table(
     initial: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
-    """Train the runs of a table that `table.table_of` has checked; see `train` for the arguments."""
+    """Train the runs of a table that `table.table_of` has checked; see `xor_study.train` for the arguments."""
     check_engine(engine, device, threads)
     given = Batches.explicit(*batches) if batches is not None else None
     groups = list(cohorts(table, check_device(device), given, initial))
@@ -156,9 +130,9 @@ def train_batches(
 
     Args:
         batches: pairs of a key and a table from `table.table_of`; the next is taken when the engine has room for it.
-        engine: see `train`.
-        device: see `train`.
-        threads: see `train`.
+        engine: see `xor_study.train`.
+        device: see `xor_study.train`.
+        threads: see `xor_study.train`.
         advance: called with the number of steps made since the last call, summed over networks, and with the measures
             of runs that have finished, or None.
         begin: called with a key right before its runs are trained, perhaps several times; returns whether to train

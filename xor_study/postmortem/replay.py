@@ -36,9 +36,9 @@ class Settings:
     """How to train.
 
     Attributes:
-        engine: as in `engines.train`.
-        device: as in `engines.train`.
-        threads: as in `engines.train`.
+        engine: as in `xor_study.train`.
+        device: as in `xor_study.train`.
+        threads: as in `xor_study.train`.
         progress: called with the progress of each training.
     """
 

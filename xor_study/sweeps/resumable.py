@@ -55,8 +55,21 @@ def train(
     Example:
         >>> from xor_study import RunSpec, train
         >>> specs = [RunSpec(lr=lr, epochs=1, iterations=200) for lr in (0.01, 1.0)]
-        >>> train(specs, folder="x")
-        <Result of 2 runs: 1 solved, 1 unsolved; engine lanes>
+        >>> result = train(specs, engine="vmap")
+        >>> result
+        <Result of 2 runs: 1 solved, 1 unsolved; engine vmap>
+        >>> result.runs[["lr", "outcome"]]
+             lr   outcome
+        0  0.01  unsolved
+        1  1.00    solved
+        >>> import torch
+        >>> result.network(1)(torch.tensor([[0.0, 1.0]])).round().item()
+        1.0
+
+        In a folder, a longer list of runs extends what is there:
+
+        >>> train(specs, folder="x").runs["outcome"].tolist()
+        ['unsolved', 'solved']
         >>> train([*specs, RunSpec(lr=2.0, epochs=1, iterations=200)], folder="x")
         <Result of 3 runs: 2 solved, 1 unsolved; engine lanes>
     """

@@ -208,6 +208,8 @@ def run_shard(planned: Plan, folder: Path, shards: int, shard: int, identity: st
     for sweep in rounds(planned, folder, shards):
         if sweep.planned.identity == identity:
             break
+        if not records.read_plan(folder):
+            sweep.check_shared()  # without the parts of earlier rounds, this one can't be known
         sweep.parts.scan()
         if planned.until is None or not sweep.parts.done.all():
             raise StudyError(

@@ -63,7 +63,7 @@ class Sweep:
 
     Args:
         table: the plan's runs, checked and distinct.
-        engine, device, threads: see `engines.train`; the engine may be "auto".
+        engine, device, threads: see `xor_study.train`; the engine may be "auto".
         folder: where the parts are and the results go.
         shards: how many jobs share the work, or None.
         plan_identity: of the plan whose runs these are, where it is not the hash of exactly these.
