@@ -438,10 +438,10 @@ def test_the_operation_that_refuses_a_bad_value_is_an_effect(checks: Any) -> Non
 # --- what it says ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.LBFGS])
-def test_a_closure_belongs_to_its_own_step(kind: Any) -> None:
+@pytest.mark.parametrize(("kind", "options"), [(torch.optim.SGD, {}), (torch.optim.LBFGS, {"max_iter": 2})])
+def test_a_closure_belongs_to_its_own_step(kind: Any, options: dict[str, int]) -> None:
     net = nn.Linear(2, 1)
-    optimizer = kind(net.parameters(), lr=0.1)
+    optimizer = kind(net.parameters(), lr=0.1, **options)
     x = torch.ones(3, 2)
 
     def closure() -> Tensor:
