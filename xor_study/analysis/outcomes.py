@@ -15,6 +15,8 @@ from xor_study.errors import StudyError
 from xor_study.training.outcome import OUTCOMES
 from xor_study.training.table import distinct_rows
 
+SLICE = 1 << 20
+
 
 @dataclass(frozen=True)
 class Outcomes:
@@ -99,8 +101,11 @@ class Outcomes:
 
     def counts(self) -> pd.DataFrame:
         """Return how many runs of each cell had which outcome: columns OUTCOMES, indexed as `cells`."""
-        number = self.cell.astype(np.int64) * len(OUTCOMES) + self.outcome
-        counts = np.bincount(number, minlength=len(self.cells) * len(OUTCOMES))
+        counts = np.zeros(len(self.cells) * len(OUTCOMES), np.int64)
+        for start in range(0, len(self), SLICE):  # or what is computed of each run would need more memory than the runs
+            span = slice(start, start + SLICE)
+            number = self.cell[span].astype(np.int64) * len(OUTCOMES) + self.outcome[span]
+            counts += np.bincount(number, minlength=len(counts))
         return pd.DataFrame(counts.reshape(-1, len(OUTCOMES)), columns=list(OUTCOMES))
 
 
