@@ -49,6 +49,13 @@ def test_a_column_is_written_value_by_value(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "table.csv").read_text().split("\n") == [f"before,{name},after", *lines, ""]
 
 
+@pytest.mark.parametrize("name", ["table.csv", "table.csv.gz"])
+def test_a_table_without_rows_is_a_header(name: str, tmp_path: Path) -> None:
+    path = write_table(tmp_path / name, pd.DataFrame({"a": [], "b": []}))
+    data = path.read_bytes()
+    assert (gzip.decompress(data) if path.suffix == ".gz" else data) == b"a,b\n"
+
+
 def test_a_compressed_table_has_the_same_text_and_always_the_same_bytes(tmp_path: Path) -> None:
     table = pd.DataFrame({name: values for name, (values, _) in COLUMNS.items()})
     paths = [write_table(tmp_path / name, table) for name in ("plain.csv", "one.csv.gz", "other.csv.gz")]

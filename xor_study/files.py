@@ -94,7 +94,8 @@ def write_pieces(path: Path, pieces: Iterable[pd.DataFrame]) -> Path:
     def write(stream: IO[bytes]) -> None:
         for number, piece in enumerate(pieces):
             header = [] if number else [",".join(map(_cell, piece.columns))]
-            stream.write("\n".join([*header, *_lines(piece), ""]).encode())
+            lines = _lines(piece) if len(piece) else []
+            stream.write("\n".join([*header, *lines, ""]).encode())
 
     def compress(stream: IO[bytes]) -> None:
         with gzip.GzipFile("", "wb", fileobj=stream, mtime=0) as packed:
