@@ -80,15 +80,14 @@ def write_plan(folder: Path, plan: Mapping[str, Any]) -> None:
     write_atomically(folder / PLAN, lambda stream: stream.write(text.encode()))
 
 
-def read_runs(folder: Path, name: str | None = None, columns: Collection[str] | None = None) -> pd.DataFrame:
+def read_runs(folder: Path, name: str | None = None) -> pd.DataFrame:
     """Return the table of runs in a folder; step numbers that are missing are <NA>.
 
     Args:
         folder: of a sweep or of a single run.
         name: of the file; by default the one of FORMATS that is there.
-        columns: those to read, as far as they are there; None for all.
     """
-    (table,) = read_pieces(folder / name if name else path_of_runs(folder), columns, None)
+    (table,) = read_pieces(folder / name if name else path_of_runs(folder), None, None)
     return table
 
 
